@@ -1,0 +1,211 @@
+"""Every setting there is, on one page, with its default and its unit.
+
+Settings are frozen and refuse unknown keys. They come from a YAML file and from `--set a.b=value`;
+nothing is read from the environment.
+"""
+
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from watchrank.errors import InputError
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, unknown keys fail."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class EngineSettings(Settings):
+    """The engine that runs ingestion and features."""
+
+    memory_limit: str = Field("4GB", description="memory DuckDB may take before it spills to disk")
+    threads: int = Field(0, ge=0, description="threads DuckDB may use; 0 for all cores")
+
+
+class SimulationSettings(Settings):
+    """A log with known expected watch time."""
+
+    seed: int = 0
+    start: date = Field(date(2026, 1, 1), description="first day of the log")
+    days: int = Field(14, ge=1)
+    impressions: int = Field(400_000, ge=1, description="how many impressions, about")
+    users: int = Field(4_000, ge=1)
+    videos: int = Field(5_000, ge=1)
+    channels: int = Field(400, ge=1)
+    slate: int = Field(8, ge=1, description="impressions a request")
+    chunk_impressions: int = Field(1_000_000, ge=1, description="impressions held in memory at once")
+
+
+class IngestionSettings(Settings):
+    """What counts as a good row."""
+
+    max_watch_seconds: float = Field(86_400, gt=0, description="a longer watch is absurd")
+    max_watch_ratio: float = Field(
+        20, gt=0, description="a watch longer than this times the duration is wrong"
+    )
+    as_of: datetime | None = Field(None, description="later rows are in the future; now when not set")
+    max_quarantine_share: float = Field(
+        0.05, ge=0, le=1, description="above this share of bad rows the run stops"
+    )
+
+
+class ValidationSettings(Settings):
+    """Bounds of the suites that go beyond the schema."""
+
+    min_rows_a_day: int = Field(100, ge=1)
+    max_volume_change: float = Field(
+        5, gt=1, description="a day's rows against the median day's, as a factor"
+    )
+    min_click_rate: float = Field(0.001, ge=0, le=1)
+    max_click_rate: float = Field(0.95, ge=0, le=1)
+    batch_rows: int = Field(2_000_000, ge=1, description="rows validated at once; bounds memory")
+
+
+class FeatureSettings(Settings):
+    """How often features are renewed."""
+
+    activity_cadence_seconds: int = Field(
+        0, ge=0, description="cadence of user activity snapshots; 0 for one after every event"
+    )
+    statistics_cadence_seconds: int = Field(3_600, ge=1, description="cadence of video statistics")
+
+
+class SplitSettings(Settings):
+    """Which days train, validate and test. The test window is the last one."""
+
+    test_days: int = Field(2, ge=1)
+    validation_days: int = Field(1, ge=0)
+
+
+HIDDEN_PRESETS: dict[str, tuple[int, ...]] = {
+    "none": (),
+    "256": (256,),
+    "512": (512,),
+    "1024": (1024,),
+    "512-256": (512, 256),
+    "1024-512": (1024, 512),
+    "1024-512-256": (1024, 512, 256),
+}
+"""The seven variants of Covington et al. 2016, table 1."""
+
+
+class RankingSettings(Settings):
+    """The architecture of the ranking model."""
+
+    hidden: str = Field("256", description=f"hidden layers: one of {', '.join(HIDDEN_PRESETS)}")
+    video_dim: int = Field(32, ge=1, description="width of a video's embedding")
+    channel_dim: int = Field(16, ge=1, description="width of a channel's embedding")
+    category_dim: int = Field(
+        8, ge=1, description="width of languages', categories', surfaces' ... embeddings"
+    )
+    max_videos: int = Field(1_000_000, ge=1, description="videos with an embedding: the most clicked")
+    max_channels: int = Field(200_000, ge=1, description="channels with an embedding: the most clicked")
+    quantiles: int = Field(64, ge=2, description="stored quantiles of a continuous feature")
+    powers: bool = Field(True, description="give the network x, x squared and the root of x")
+    max_watch_seconds: float = Field(86_400, gt=1, description="no answer exceeds this: exp cannot overflow")
+
+
+class TrainingSettings(Settings):
+    """One run of `fit`."""
+
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
+    epochs: int = Field(6, ge=1)
+    batch_size: int = Field(4_096, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    id_dropout: float = Field(0.1, ge=0, lt=1, description="share of impressions trained as unknown videos")
+    patience: int = Field(2, ge=1, description="epochs without a better validation loss before it stops")
+    checkpoint_steps: int = Field(500, ge=1, description="steps between two checkpoints")
+
+
+class ExportSettings(Settings):
+    """The ONNX file: what the oldest supported Triton (24.10) loads, and how exact it must be."""
+
+    opset: int = Field(20, le=21)
+    ir_version: int = Field(10, le=10)
+    tolerance: float = Field(1e-4, gt=0, description="largest relative difference to torch, of any row")
+    parity_rows: int = Field(2_000, ge=1)
+
+
+class DeploymentSettings(Settings):
+    """Where Triton listens and what it serves from."""
+
+    grpc_url: str = "127.0.0.1:8001"
+    http_url: str = "127.0.0.1:8000"
+    timeout_seconds: float = Field(30, gt=0)
+    keep_versions: int = Field(3, ge=1, description="versions that stay in the model repository")
+
+
+class Config(Settings):
+    """The whole configuration of a run."""
+
+    engine: EngineSettings = EngineSettings()
+    simulation: SimulationSettings = SimulationSettings()
+    ingestion: IngestionSettings = IngestionSettings()
+    validation: ValidationSettings = ValidationSettings()
+    features: FeatureSettings = FeatureSettings()
+    split: SplitSettings = SplitSettings()
+    ranking: RankingSettings = RankingSettings()
+    training: TrainingSettings = TrainingSettings()
+    export: ExportSettings = ExportSettings()
+    deployment: DeploymentSettings = DeploymentSettings()
+
+    @classmethod
+    def load(cls, path: Path | None = None, overrides: list[str] | None = None) -> Self:
+        """Read a YAML file (or the defaults) and lay `section.key=value` overrides over it.
+
+        Raises:
+            InputError: the file is missing or no YAML mapping, a key is unknown or a value is wrong.
+        """
+        values = _read_yaml(path) if path else {}
+        for override in overrides or []:
+            _lay_over(values, override)
+        return parse(cls, values, str(path or "the settings"))
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def parse(kind: type[S], values: Any, where: str) -> S:
+    """Build settings of `kind` from plain values; name the key, the fault and the place in one sentence."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}" for fault in error.errors()
+        )
+        raise InputError(f"Wrong setting in {where}: {faults}. `watchrank settings` lists all.") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"Cannot read the configuration {path}: {reason}. Give a YAML file.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(
+            f"The configuration {path} is no mapping of sections. Give `section: {{key: value}}`."
+        )
+    return values
+
+
+def _lay_over(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    section, dot, key = path.partition(".")
+    if not (equals and dot and section and key):
+        raise InputError(f"Cannot read the override {override!r}. Write section.key=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"The value of the override {override!r} is no YAML. Quote it.") from None
+    block = values.get(section)
+    values[section] = {**(block if isinstance(block, dict) else {}), key: value}

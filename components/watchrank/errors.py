@@ -1,0 +1,31 @@
+"""The errors a user meets: one sentence that says what is wrong, where, and what to do."""
+
+
+class WatchrankError(Exception):
+    """Base of every error that watchrank raises on purpose; `exit_code` is the command line's."""
+
+    exit_code = 1
+
+
+class InputError(WatchrankError, ValueError):
+    """Bad input: a file, a column, a setting or an argument. Nothing was written."""
+
+    exit_code = 2
+
+
+class ValidationError(WatchrankError):
+    """The data broke a rule of its suite; the report names the rule and the rows."""
+
+    exit_code = 3
+
+
+class ParityError(WatchrankError):
+    """The exported graph answers differently from the trained model."""
+
+    exit_code = 4
+
+
+class DeploymentError(WatchrankError):
+    """The server did not take up the release; what served before serves on."""
+
+    exit_code = 5

@@ -1,0 +1,270 @@
+"""The one source of tables, columns, dtypes and tensor names.
+
+Everything that must agree on a column reads it here: ingestion, the validation suites, the Feast
+definitions, the training data, the ONNX inputs and Triton's configuration.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["int64", "float32", "float64", "bool", "string", "timestamp", "list<int64>", "list<float32>"]
+
+PAD_ID = -1
+"""Stands for "no id here": the padding of a list of ids, a missing category, an unknown time."""
+
+WATCH_HISTORY = 50
+SEARCH_HISTORY = 50
+IMPRESSION_HISTORY = 200
+
+DAY_SECONDS = 86_400
+
+
+def text_id(text: str | None) -> int:
+    """Return the id under which a categorical string travels: the first 60 bits of its MD5.
+
+    Ids are all that a tensor, Feast and Triton have to carry; the vocabulary lookup in the model's
+    graph treats them as any other id. A missing string is `PAD_ID`.
+    """
+    if text is None:
+        return PAD_ID
+    return int(hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()[:15], 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a table.
+
+    `required`: the table must have the column. `nullable`: its values may be missing. A column that
+    is not required and not there is *absent*; features that need it drop out of the model.
+    """
+
+    name: str
+    dtype: Dtype
+    description: str
+    required: bool = True
+    nullable: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    length: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table: its columns in order and its key."""
+
+    name: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    def column(self, name: str) -> Column:
+        """Return the column of that name."""
+        return next(column for column in self.columns if column.name == name)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns' names, in order."""
+        return [column.name for column in self.columns]
+
+
+def _column(name: str, dtype: Dtype, description: str, **rest: object) -> Column:
+    return Column(name=name, dtype=dtype, description=description, **rest)  # type: ignore[arg-type]
+
+
+def _optional(name: str, dtype: Dtype, description: str, **rest: object) -> Column:
+    return _column(name, dtype, description, required=False, nullable=True, **rest)
+
+
+_USER_ID = _column("user_id", "int64", "the user", minimum=0)
+_VIDEO_ID = _column("video_id", "int64", "the video", minimum=0)
+
+# -- The log: what a platform brings -------------------------------------------------------------
+
+IMPRESSIONS = Table(
+    name="impressions",
+    key=("user_id", "video_id", "timestamp"),
+    columns=(
+        _USER_ID,
+        _VIDEO_ID,
+        _column("timestamp", "timestamp", "when the video was shown, UTC"),
+        _column("clicked", "bool", "whether the user opened it"),
+        _column("watch_seconds", "float64", "seconds watched; 0 when not clicked", minimum=0),
+        _optional("surface", "string", "where it was shown: home, feed, ..."),
+        _optional("position", "int64", "place in the list, from 0", minimum=0),
+        _optional("candidate_source", "string", "what proposed the video"),
+        _optional("liked", "bool", "whether the user liked it"),
+        _optional("followed", "bool", "whether the user followed the channel from it"),
+        _optional("long_view", "bool", "whether the platform counts the watch as long"),
+    ),
+)
+
+VIDEOS = Table(
+    name="videos",
+    key=("video_id",),
+    columns=(
+        _VIDEO_ID,
+        _column("channel_id", "int64", "who published it", minimum=0),
+        _column("upload_time", "timestamp", "when it was published, UTC", nullable=True),
+        _column("duration_seconds", "float64", "its length; missing when unknown", nullable=True, minimum=0),
+        _optional("title", "string", "its title"),
+        _optional("language", "string", "its language, as a BCP 47 tag"),
+        _optional("category", "string", "its category"),
+    ),
+)
+
+USERS = Table(
+    name="users",
+    key=("user_id",),
+    columns=(
+        _USER_ID,
+        _optional("age", "float64", "age in years", minimum=0, maximum=130),
+        _optional("gender", "string", "gender as the platform writes it"),
+        _optional("country", "string", "country, as an ISO 3166 code"),
+        _optional("language", "string", "language, as a BCP 47 tag"),
+        _optional("device", "string", "kind of device"),
+        _optional("signup_time", "timestamp", "when the account was made, UTC"),
+    ),
+)
+
+SEARCHES = Table(
+    name="searches",
+    key=("user_id", "timestamp", "query"),
+    columns=(
+        _USER_ID,
+        _column("timestamp", "timestamp", "when the user searched, UTC"),
+        _column("query", "string", "what the user typed"),
+        _optional("clicked_video_id", "int64", "the video opened from the results", minimum=0),
+    ),
+)
+
+LOG_TABLES = (IMPRESSIONS, VIDEOS, USERS, SEARCHES)
+"""`searches` may be missing as a whole."""
+
+# -- Features: what Feast stores, one value of each column per entity and time --------------------
+
+EVENT_TIMESTAMP = "event_timestamp"
+"""From this instant on a feature row may be used. It covers only events strictly before it."""
+
+
+def _ids(name: str, length: int, description: str) -> Column:
+    return _column(name, "list<int64>", description, length=length)
+
+
+USER_PROFILE = Table(
+    name="user_profile",
+    key=("user_id",),
+    columns=(
+        _column("age", "float32", "age in years", nullable=True),
+        _column("gender", "int64", "text id of the gender"),
+        _column("country", "int64", "text id of the country"),
+        _column("user_language", "int64", "text id of the user's language"),
+        _column("device", "int64", "text id of the device"),
+        _column("signup_time", "int64", "seconds since 1970, or -1"),
+    ),
+)
+
+USER_ACTIVITY = Table(
+    name="user_activity",
+    key=("user_id",),
+    columns=(
+        _ids("watched_video_ids", WATCH_HISTORY, "last watched (clicked) videos, newest first"),
+        _ids("watched_channel_ids", WATCH_HISTORY, "their channels"),
+        _ids("watched_times", WATCH_HISTORY, "when, in seconds since 1970"),
+        _column("watched_seconds", "list<float32>", "for how many seconds", length=WATCH_HISTORY),
+        _ids("search_token_ids", SEARCH_HISTORY, "text ids of the last search tokens, newest first"),
+        _ids("impression_video_ids", IMPRESSION_HISTORY, "videos last shown, newest first, with repeats"),
+        _column("user_impressions_7d", "int64", "impressions in the 7 days before"),
+        _column("user_clicks_7d", "int64", "clicks in the 7 days before"),
+        _column("user_watch_seconds_7d", "float32", "seconds watched in the 7 days before"),
+    ),
+)
+
+VIDEO_PROFILE = Table(
+    name="video_profile",
+    key=("video_id",),
+    columns=(
+        _column("channel_id", "int64", "who published it"),
+        _column("upload_time", "int64", "seconds since 1970, or -1"),
+        _column("duration_seconds", "float32", "its length", nullable=True),
+        _column("video_language", "int64", "text id of its language"),
+        _column("category", "int64", "text id of its category"),
+    ),
+)
+
+VIDEO_STATISTICS = Table(
+    name="video_statistics",
+    key=("video_id",),
+    columns=(
+        _column("video_impressions_1d", "int64", "impressions in the day before"),
+        _column("video_clicks_1d", "int64", "clicks in the day before"),
+        _column("video_watch_seconds_1d", "float32", "seconds watched in the day before"),
+        _column("video_impressions_7d", "int64", "impressions in the 7 days before"),
+        _column("video_clicks_7d", "int64", "clicks in the 7 days before"),
+        _column("video_watch_seconds_7d", "float32", "seconds watched in the 7 days before"),
+    ),
+)
+
+FEATURE_TABLES = (USER_PROFILE, USER_ACTIVITY, VIDEO_PROFILE, VIDEO_STATISTICS)
+
+FEATURE_ORIGIN = {
+    "age": "users.age",
+    "gender": "users.gender",
+    "country": "users.country",
+    "user_language": "users.language",
+    "device": "users.device",
+    "signup_time": "users.signup_time",
+    "search_token_ids": "searches.query",
+    "video_language": "videos.language",
+    "category": "videos.category",
+    "surface": "impressions.surface",
+}
+"""The optional log column that a feature comes from: absent there, the feature is absent too."""
+
+# -- Tensors: what the ranking model takes and answers --------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """A model's input or output. `dims` leaves the batch out; -1 is the number of candidates."""
+
+    name: str
+    dtype: Literal["int64", "float32"]
+    dims: tuple[int, ...]
+    description: str
+
+
+CANDIDATES = -1
+EXPECTED_WATCH_TIME = "expected_watch_time"
+
+
+def _tensor(column: Column, dims: tuple[int, ...]) -> Tensor:
+    dtype: Literal["int64", "float32"] = "float32" if "float" in column.dtype else "int64"
+    return Tensor(name=column.name, dtype=dtype, dims=dims, description=column.description)
+
+
+REQUEST_TENSORS = (
+    Tensor(name="now", dtype="int64", dims=(1,), description="time of the request, seconds since 1970"),
+    Tensor(name="surface", dtype="int64", dims=(1,), description="text id of the surface"),
+)
+USER_TENSORS = tuple(
+    _tensor(column, (column.length or 1,))
+    for table in (USER_PROFILE, USER_ACTIVITY)
+    for column in table.columns
+)
+VIDEO_TENSORS = (
+    Tensor(name="video_id", dtype="int64", dims=(CANDIDATES,), description="the candidates"),
+    *(
+        _tensor(column, (CANDIDATES,))
+        for table in (VIDEO_PROFILE, VIDEO_STATISTICS)
+        for column in table.columns
+    ),
+)
+RANKING_INPUTS = (*REQUEST_TENSORS, *USER_TENSORS, *VIDEO_TENSORS)
+RANKING_OUTPUTS = (
+    Tensor(
+        name=EXPECTED_WATCH_TIME,
+        dtype="float32",
+        dims=(CANDIDATES,),
+        description="expected seconds of watching, exp(logit)",
+    ),
+)
