@@ -106,6 +106,9 @@ class RankingSettings(Settings):
     max_videos: int = Field(1_000_000, ge=1, description="videos with an embedding: the most clicked")
     max_channels: int = Field(200_000, ge=1, description="channels with an embedding: the most clicked")
     quantiles: int = Field(64, ge=2, description="stored quantiles of a continuous feature")
+    id_dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of training impressions whose video and channel count as unknown"
+    )
     powers: bool = Field(True, description="give the network x, x squared and the root of x")
     max_watch_seconds: float = Field(86_400, gt=1, description="no answer exceeds this: exp cannot overflow")
 
@@ -119,7 +122,6 @@ class TrainingSettings(Settings):
     batch_size: int = Field(4_096, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
-    id_dropout: float = Field(0.1, ge=0, lt=1, description="share of impressions trained as unknown videos")
     patience: int = Field(2, ge=1, description="epochs without a better validation loss before it stops")
     checkpoint_steps: int = Field(500, ge=1, description="steps between two checkpoints")
 
@@ -138,6 +140,7 @@ class DeploymentSettings(Settings):
 
     grpc_url: str = "127.0.0.1:8001"
     http_url: str = "127.0.0.1:8000"
+    metrics_url: str = "127.0.0.1:8002"
     timeout_seconds: float = Field(30, gt=0)
     keep_versions: int = Field(3, ge=1, description="versions that stay in the model repository")
 

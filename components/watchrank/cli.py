@@ -1,0 +1,281 @@
+"""The `watchrank` command: one subcommand a stage, all on one workspace folder.
+
+Exit codes: 0 done; 1 unexpected; 2 bad input or usage; 3 the data failed validation; 4 the exported
+graph differs from the model; 5 the server did not take up the release.
+"""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from watchrank.config import Config
+from watchrank.errors import InputError, WatchrankError
+from watchrank.workspace import Workspace
+
+app = typer.Typer(
+    help=__doc__,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 110},
+)
+console = Console()
+
+WorkspaceOption = Annotated[Path, typer.Option("--workspace", help="folder that the stages read and write")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="one setting, as section.key=value; may be repeated")
+]
+RepoOption = Annotated[Path, typer.Option("--feature-repo", help="folder of the Feast definitions")]
+
+HERE = Path("work")
+FEATURE_REPO = Path("feature_repo")
+TRITON_VENV = Path(".venv-triton")
+
+
+@app.command()
+def settings(config: ConfigOption = None, override: SetOption = None) -> None:
+    """Print every setting with its value, as YAML."""
+    print(yaml.safe_dump(Config.load(config, override).model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command()
+def simulate(
+    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+) -> None:
+    """Write a log with known expected watch time to <workspace>/log, its truth to <workspace>/truth."""
+    from watchrank.simulation import simulate
+
+    place = Workspace(workspace)
+    simulate(place.log, place.truth, Config.load(config, override).simulation)
+    console.print(f"Simulated log in {place.log}.")
+
+
+@app.command()
+def ingest(
+    data: Annotated[
+        Path | None, typer.Option(help="folder of the log; <workspace>/log when not given")
+    ] = None,
+    source: Annotated[str, typer.Option(help="format of the log: own or kuairand")] = "own",
+    workspace: WorkspaceOption = HERE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Read a log into <workspace>/events: typed, deduplicated, by day; bad rows go to its quarantine."""
+    from watchrank.ingestion import ingest
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    report = ingest(data or place.log, source, place.events, settings.ingestion, settings.engine)
+    console.print(report.summary())
+
+
+@app.command()
+def validate(
+    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+) -> None:
+    """Check <workspace>/events against the suites; write <workspace>/validation."""
+    from watchrank.validation import validate
+
+    place = Workspace(workspace)
+    report = validate(place.events, place.validation, Config.load(config, override).validation)
+    console.print(f"{len(report.suites)} suites passed; see {place.validation / 'report.html'}.")
+
+
+@app.command()
+def features(
+    workspace: WorkspaceOption = HERE,
+    feature_repo: RepoOption = FEATURE_REPO,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Build <workspace>/features, apply the Feast definitions and materialise the online store."""
+    from watchrank.feature_store import materialise, open_store
+    from watchrank.features import build_features
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    build_features(place.events, place.features, settings.features, settings.engine)
+    store = open_store(feature_repo, place.features, place.feature_store)
+    materialise(store, datetime.now(UTC))
+    console.print(f"Features in {place.features}, online store in {place.feature_store}.")
+
+
+@app.command()
+def dataset(
+    workspace: WorkspaceOption = HERE,
+    feature_repo: RepoOption = FEATURE_REPO,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Join events with Feast's features as of each impression into <workspace>/dataset."""
+    from watchrank.datasets.ranking import build_ranking_dataset
+    from watchrank.feature_store import open_store
+
+    place = Workspace(workspace)
+    store = open_store(feature_repo, place.features, place.feature_store)
+    build_ranking_dataset(place.events, store, place.dataset, Config.load(config, override).split)
+    console.print(f"Dataset in {place.dataset}.")
+
+
+@app.command()
+def train(workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None) -> None:
+    """Train the ranking model into <workspace>/model; a run that was killed goes on where it stopped."""
+    from watchrank.training.ranking import train_ranking
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    for line in train_ranking(place.dataset, place.model, settings.ranking, settings.training):
+        console.print(line)
+
+
+@app.command()
+def evaluate(workspace: WorkspaceOption = HERE) -> None:
+    """Measure the model on the test window; write <workspace>/evaluation."""
+    from watchrank.evaluation.evaluate import evaluate_ranking
+
+    place = Workspace(workspace)
+    truth = place.truth if place.truth.is_dir() else None
+    results = evaluate_ranking(place.model, place.dataset, place.evaluation, truth)
+    console.print(metrics_table(results))
+    console.print(f"Report: {place.evaluation / 'report.html'}")
+
+
+@app.command()
+def export(
+    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+) -> None:
+    """Export the model to ONNX, check parity, and make the next release in <workspace>/releases."""
+    from watchrank.export.release import export_release
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    metrics = _read_metrics(place)
+    release = export_release(place.model, place.dataset, metrics, place.releases, settings.export)
+    console.print(f"Release {release}.")
+
+
+@app.command()
+def deploy(
+    release: Annotated[
+        int | None, typer.Option(help="number of the release; the last when not given")
+    ] = None,
+    workspace: WorkspaceOption = HERE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Load a release into the running Triton, smoke-test it, and let it serve."""
+    from watchrank.deployment.deploy import deploy
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    folder = _release(place, release)
+    console.print(deploy(folder, place.model_repository, settings.deployment))
+
+
+@app.command()
+def recommend(
+    users: Annotated[list[int], typer.Argument(help="user ids")],
+    k: Annotated[int, typer.Option(help="videos a user")] = 10,
+    surface: Annotated[str | None, typer.Option(help="where they will be shown")] = None,
+    workspace: WorkspaceOption = HERE,
+    feature_repo: RepoOption = FEATURE_REPO,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Ask the running Triton for users' videos, ranked by expected watch seconds."""
+    from watchrank.feature_store import open_store
+    from watchrank.serving.client import TritonClient
+    from watchrank.serving.recommend import Recommender
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    store = open_store(feature_repo, place.features, place.feature_store)
+    with TritonClient(settings.deployment) as client:
+        recommender = Recommender(store, client, _release(place, None))
+        for answer in recommender.recommend(users, k, surface=surface):
+            table = Table("video", "expected watch, s", title=f"user {answer.user_id}")
+            for video, seconds in zip(answer.video_ids, answer.expected_watch_seconds, strict=True):
+                table.add_row(str(video), f"{seconds:.1f}")
+            console.print(table)
+
+
+@app.command()
+def serve(
+    workspace: WorkspaceOption = HERE,
+    triton_venv: Annotated[Path, typer.Option(help="environment of Triton")] = TRITON_VENV,
+) -> None:
+    """Keep a local Triton up on <workspace>/model_repository until Ctrl-C."""
+    from watchrank.deployment.local_server import LocalTriton, Ports
+
+    place = Workspace(workspace)
+    models = sorted(path.parent.name for path in place.model_repository.glob("*/config.pbtxt"))
+    if not models:
+        raise InputError(f"{place.model_repository} holds no model. Run `make run` first.")
+    with LocalTriton(
+        venv=triton_venv, repository=place.model_repository, state=place.triton, ports=Ports(), models=models
+    ) as server:
+        console.print(
+            _how_to_query(server.settings.http_url, server.settings.grpc_url, workspace), markup=False
+        )
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            console.print("Stopped.")
+
+
+def metrics_table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """Return the metrics of each model of an evaluation as a table."""
+    models = results["models"]
+    names = list(next(iter(models.values())))
+    table = Table("model", *names)
+    for model, values in models.items():
+        table.add_row(model, *(f"{values[name]:.4f}" for name in names))
+    return table
+
+
+def run(command: typer.Typer) -> None:
+    """Run a command line; a known error is one sentence on stderr and its exit code."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(Console(stderr=True), show_path=False)],
+    )
+    try:
+        command()
+    except WatchrankError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """Run `watchrank`."""
+    run(app)
+
+
+def _read_metrics(place: Workspace) -> dict[str, object]:
+    try:
+        metrics: dict[str, object] = json.loads((place.evaluation / "metrics.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Cannot read the metrics in {place.evaluation}: {error}. Run `watchrank evaluate`."
+        ) from None
+    return metrics
+
+
+def _release(place: Workspace, number: int | None) -> Path:
+    from watchrank.releases import release_numbers
+
+    numbers = release_numbers(place.releases)
+    if not numbers or (number or numbers[-1]) not in numbers:
+        raise InputError(f"{place.releases} has no release {number or ''}. There are: {numbers or 'none'}.")
+    return place.releases / f"{number or numbers[-1]:06d}"
+
+
+def _how_to_query(http_url: str, grpc_url: str, workspace: Path) -> str:
+    return f"""Triton is up: HTTP {http_url}, gRPC {grpc_url}. Ctrl-C stops it.
+  watchrank recommend --workspace {workspace} <user id> ...      features from Feast, ranked by Triton
+  curl {http_url}/v2/models/ranking                      the model's inputs and outputs
+  curl {http_url}/v2/models/ranking/stats                how much it was asked"""

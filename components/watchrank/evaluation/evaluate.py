@@ -1,0 +1,155 @@
+"""Evaluate a ranker on the later window: metrics beside the baselines, calibration, the report."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from watchrank.datasets.batches import RankingBatches
+from watchrank.datasets.ranking import RankingDataset, Split
+from watchrank.errors import InputError
+from watchrank.evaluation import metrics
+from watchrank.evaluation.baselines import global_mean, video_mean
+from watchrank.evaluation.report import write_report
+from watchrank.models.ranking import ExpectedWatchTime, RankingModel
+from watchrank.storage import atomic_path, write_json
+from watchrank.training.ranking import load_model
+
+ACTIVITY_EDGES = (1, 10, 50)
+"""Bounds of the activity groups, in impressions of the 7 days before."""
+
+Metrics = dict[str, Any]
+
+
+def evaluate_ranking(model: Path, dataset: Path, output: Path, truth: Path | None = None) -> Metrics:
+    """Measure a ranking model on the test window and write `metrics.json` and `report.html`.
+
+    Args:
+        model: folder of `train_ranking`.
+        dataset: folder of `build_ranking_dataset`.
+        output: folder for the results.
+        truth: folder of the simulator's true expected watch times, when the log was simulated.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        InputError: a folder cannot be read, or the test window is empty.
+    """
+    data = RankingDataset.open(dataset)
+    test, train = data.split("test"), data.split("train")
+    if not len(test):
+        raise InputError(f"The dataset {dataset} has no test rows. Give a longer log.")
+    predictions = {
+        "ranker": predict(load_model(model), test),
+        "video mean": video_mean(train, test),
+        "global mean": global_mean(train, test),
+    }
+    results: Metrics = {
+        "window": data.manifest["splits"]["test"],
+        "models": {name: score(test, predicted) for name, predicted in predictions.items()},
+        "calibration": calibration_tables(test, predictions["ranker"], data.manifest.get("surfaces", {})),
+    }
+    if truth is not None:
+        results["truth"] = against_truth(test, predictions["ranker"], truth)
+    curve = json.loads((model / "learning_curve.json").read_text())
+    with atomic_path(output) as fresh:
+        fresh.mkdir()
+        write_json(fresh / "metrics.json", results)
+        write_report(
+            fresh / "report.html", results, curve, test.impressions["watch_seconds"], predictions["ranker"]
+        )
+    return results
+
+
+@torch.no_grad()
+def predict(model: RankingModel, split: Split, batch_size: int = 8_192) -> np.ndarray:
+    """Return the expected watch time [N] in seconds of every impression of a split, in its order."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    head: nn.Module = ExpectedWatchTime(model).to(device).eval()
+    batches = RankingBatches(split, model.inputs.input_names, batch_size)
+    answers = [head({n: v.to(device) for n, v in batch.features.items()}) for batch in batches.epoch()]
+    return torch.cat(answers).squeeze(1).double().cpu().numpy()
+
+
+def score(split: Split, predicted: np.ndarray) -> dict[str, float]:
+    """Return every metric of one prediction [N] on a split."""
+    seconds = np.asarray(split.impressions["watch_seconds"], dtype=np.float64)
+    users = split.requests["user_id"][split.impressions["request"]]
+    return {
+        "per_user_loss": metrics.per_user_loss(users, predicted, seconds),
+        "xauc": metrics.xauc(predicted, seconds),
+        "click_auc": metrics.auc(predicted, split.impressions["clicked"]),
+        "mae": metrics.mae(predicted, seconds),
+        "rmse": metrics.rmse(predicted, seconds),
+        "sum_ratio": metrics.sum_ratio(predicted, seconds),
+    }
+
+
+def calibration_tables(
+    split: Split, predicted: np.ndarray, surfaces: dict[str, int]
+) -> dict[str, list[Metrics]]:
+    """Return predicted and observed seconds by decile of the prediction, by surface and by activity."""
+    seconds = np.asarray(split.impressions["watch_seconds"], dtype=np.float64)
+    request = split.impressions["request"]
+    shown = split.requests["user_impressions_7d"][request]
+    names = {number: name for name, number in surfaces.items()}
+    groups = {
+        "decile": [f"{decile + 1}" for decile in metrics.deciles(predicted)],
+        "surface": [names.get(int(number), "unknown") for number in split.requests["surface"][request]],
+        "activity": np.array(_activity_names())[np.searchsorted(ACTIVITY_EDGES, shown, side="right")],
+    }
+    return {kind: _by_group(group, predicted, seconds) for kind, group in groups.items()}
+
+
+def _activity_names() -> list[str]:
+    inner = [f"{low}-{high - 1}" for low, high in itertools.pairwise(ACTIVITY_EDGES)]
+    return [f"{ACTIVITY_EDGES[0] - 1}", *inner, f"{ACTIVITY_EDGES[-1]}+"]
+
+
+def _by_group(group: Any, predicted: np.ndarray, actual: np.ndarray) -> list[Metrics]:
+    frame = pd.DataFrame({"group": group, "predicted": predicted, "actual": actual})
+    table = frame.groupby("group", sort=False).agg(
+        impressions=("actual", "size"), predicted=("predicted", "mean"), actual=("actual", "mean")
+    )
+    table = table.sort_values("predicted").reset_index()
+    table["ratio"] = (table["predicted"] / table["actual"]).where(table["actual"] > 0)
+    rows: list[Metrics] = json.loads(table.to_json(orient="records"))
+    return rows
+
+
+def against_truth(split: Split, predicted: np.ndarray, truth: Path) -> Metrics:
+    """Compare predictions with the simulator's true expected watch time, overall and by decile.
+
+    Raises:
+        InputError: an impression has no true value in `truth`.
+    """
+    true_seconds = _true_seconds(split, truth)
+    return {
+        "sum_ratio": metrics.sum_ratio(predicted, true_seconds),
+        "correlation_log": float(np.corrcoef(np.log(predicted), np.log(true_seconds))[0, 1]),
+        "deciles": _by_group([f"{d + 1}" for d in metrics.deciles(predicted)], predicted, true_seconds),
+    }
+
+
+def _true_seconds(split: Split, truth: Path) -> np.ndarray:
+    keys = pd.DataFrame(
+        {
+            "user_id": split.requests["user_id"][split.impressions["request"]],
+            "video_id": split.impressions["video_id"],
+            "timestamp": pd.to_datetime(split.impressions["timestamp_us"], unit="us", utc=True),
+        }
+    )
+    known = pd.read_parquet(truth, columns=[*keys.columns, "expected_watch_seconds"])
+    known["timestamp"] = known["timestamp"].astype(keys["timestamp"].dtype)
+    joined = keys.merge(known, how="left", on=list(keys.columns), validate="many_to_one")
+    if joined["expected_watch_seconds"].isna().any():
+        raise InputError(
+            f"{truth} lacks the true value of some impressions. Give the truth of this very log."
+        )
+    return joined["expected_watch_seconds"].to_numpy()

@@ -1,0 +1,105 @@
+"""The report: one self-contained HTML page with its plots, for a browser and the Kubeflow UI alike."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from watchrank.storage import atomic_path
+
+BLUE, ORANGE, GREEN, GREY = "#2f6fde", "#e07b39", "#2a9d6f", "#8a949e"
+
+
+def write_report(
+    target: Path,
+    results: dict[str, Any],
+    curve: list[dict[str, Any]],
+    watch_seconds: np.ndarray,
+    predicted: np.ndarray,
+) -> None:
+    """Write the page.
+
+    Args:
+        target: the HTML file.
+        results: what `evaluate_ranking` returns.
+        curve: the learning curve, one line an epoch.
+        watch_seconds: observed seconds of the test impressions [N].
+        predicted: expected seconds of the same [N].
+    """
+    truth = results.get("truth", {})
+    deciles = results["calibration"]["decile"]
+    plots = [
+        _svg("Calibration by decile", lambda axes: _calibration(axes, deciles, truth.get("deciles"))),
+        _svg("Learning curve", lambda axes: _learning_curve(axes, curve)),
+        _svg("Distribution", lambda axes: _distribution(axes, np.asarray(watch_seconds), predicted)),
+    ]
+    tables = {f"Calibration by {kind}": rows for kind, rows in results["calibration"].items()}
+    if truth:
+        title = f"Against the true expected watch time, by decile (overall ratio {truth['sum_ratio']:.3f})"
+        tables = {title: truth["deciles"], **tables}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("watchrank.evaluation", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("report.html.j2").render(
+        window=results["window"], models=results["models"], plots=plots, tables=tables
+    )
+    with atomic_path(target) as fresh:
+        fresh.write_text(page, encoding="utf-8")
+
+
+def _svg(title: str, draw: Callable[[Axes], None]) -> str:
+    """Draw one plot as an inline SVG."""
+    with mpl.rc_context({"svg.hashsalt": "watchrank", "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(title)
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _calibration(axes: Axes, deciles: list[dict[str, Any]], true: list[dict[str, Any]] | None) -> None:
+    predicted = [row["predicted"] for row in deciles]
+    limits = [min(predicted), max(predicted)]
+    axes.plot(limits, limits, color=GREY, linestyle="--", linewidth=1, label="right")
+    axes.plot(predicted, [row["actual"] for row in deciles], "o-", color=BLUE, label="observed mean")
+    if true:
+        axes.plot(
+            [row["predicted"] for row in true],
+            [row["actual"] for row in true],
+            "x",
+            color=GREEN,
+            label="true mean",
+        )
+    axes.set(xlabel="predicted, s", ylabel="seconds", xscale="log", yscale="log")
+    axes.legend(frameon=False)
+
+
+def _learning_curve(axes: Axes, curve: list[dict[str, Any]]) -> None:
+    epochs = [line["epoch"] + 1 for line in curve]
+    axes.plot(epochs, [line["train_loss"] for line in curve], "o-", color=BLUE, label="training")
+    if curve and curve[0]["validation_loss"] is not None:
+        axes.plot(epochs, [line["validation_loss"] for line in curve], "o-", color=ORANGE, label="validation")
+    axes.set(xlabel="epoch", ylabel="loss an impression")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+
+
+def _distribution(axes: Axes, watch_seconds: np.ndarray, predicted: np.ndarray) -> None:
+    watched = watch_seconds[watch_seconds > 0]
+    top = max(float(predicted.max()), float(watched.max(initial=1.0)))
+    bins = np.geomspace(max(float(predicted.min()), 0.01), top, 50).tolist()
+    axes.hist(predicted, bins=bins, color=BLUE, alpha=0.6, density=True, label="predicted, all")
+    axes.hist(watched, bins=bins, color=ORANGE, alpha=0.5, density=True, label="observed, watched only")
+    axes.set(xlabel="seconds", ylabel="density", xscale="log", yscale="log")
+    axes.legend(frameon=False)

@@ -1,0 +1,137 @@
+"""torch to ONNX: the serving graph, at the opset and IR version of the oldest supported Triton."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from watchrank.config import ExportSettings
+from watchrank.schema import CANDIDATES
+from watchrank.schema import Tensor as TensorSpec
+from watchrank.storage import atomic_path
+
+LOOKUP = ("watchrank", "Lookup")
+"""The operator that `models.lookup` leaves in the graph, as (domain, type)."""
+
+_ML_OPSET = 4
+"""ai.onnx.ml: the first with a LabelEncoder that takes tensors; ONNX Runtime 1.19 has it."""
+
+
+class _Positional(nn.Module):
+    """Takes the features in a fixed order and answers with them by name."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.names = list(names)
+
+    def forward(self, *values: Tensor) -> Tensor:
+        answer: Tensor = self.module(dict(zip(self.names, values, strict=True)))
+        return answer
+
+
+def export_onnx(
+    module: nn.Module,
+    inputs: Sequence[TensorSpec],
+    output: TensorSpec,
+    target: Path,
+    settings: ExportSettings,
+) -> None:
+    """Write `module`, which maps a dict of features to one tensor, as an ONNX file.
+
+    Args:
+        module: in evaluation mode, on the CPU.
+        inputs: the features that the module reads; they become the graph's inputs, in this order.
+        output: the name of the answer.
+        target: the file.
+        settings: opset and IR version.
+
+    Raises:
+        AssertionError: torch exported another opset than it was asked for.
+    """
+    names = [spec.name for spec in inputs]
+    batch, candidates = torch.export.Dim("batch"), torch.export.Dim("candidates")
+    shapes = tuple({0: batch} | ({1: candidates} if spec.dims == (CANDIDATES,) else {}) for spec in inputs)
+    model = _export(_Positional(module, names), example(inputs), names, output.name, shapes, settings)
+    _use_label_encoders(model)
+    model.ir_version = settings.ir_version
+    onnx.checker.check_model(model, full_check=True)
+    with atomic_path(target) as fresh:
+        onnx.save(model, fresh)
+
+
+def example(inputs: Sequence[TensorSpec], batch: int = 3, candidates: int = 5) -> tuple[Tensor, ...]:
+    """Return tensors of the inputs' dtypes, [batch, *dims], all ones."""
+    return tuple(
+        torch.ones(
+            (batch, *(candidates if size == CANDIDATES else size for size in spec.dims)),
+            dtype=torch.int64 if spec.dtype == "int64" else torch.float32,
+        )
+        for spec in inputs
+    )
+
+
+def _export(
+    module: nn.Module,
+    arguments: tuple[Tensor, ...],
+    names: list[str],
+    output: str,
+    shapes: tuple[dict[int, torch.export.Dim], ...],
+    settings: ExportSettings,
+) -> ModelProto:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            arguments,
+            dynamo=True,
+            input_names=names,
+            output_names=[output],
+            dynamic_shapes=(shapes,),
+            opset_version=settings.opset,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    assert opset == settings.opset, f"asked for opset {settings.opset}, torch exported {opset}"
+    return model
+
+
+def _use_label_encoders(model: ModelProto) -> None:
+    """Replace each `watchrank::Lookup(ids, keys)` by the hash table of its keys."""
+    graph = model.graph
+    tables = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = [
+        _label_encoder(node, tables) if (node.domain, node.op_type) == LOOKUP else node for node in graph.node
+    ]
+    read = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    del model.opset_import[:]
+    model.opset_import.extend(
+        [helper.make_opsetid("", versions[""]), helper.make_opsetid("ai.onnx.ml", _ML_OPSET)]
+    )
+
+
+def _label_encoder(node: NodeProto, tables: dict[str, TensorProto]) -> NodeProto:
+    ids, keys = node.input
+    values = numpy_helper.to_array(tables[keys])
+    rows = range(1, len(values) + 1)
+    return helper.make_node(
+        "LabelEncoder",
+        [ids],
+        list(node.output),
+        name=node.name,
+        domain="ai.onnx.ml",
+        keys_tensor=helper.make_tensor("keys", TensorProto.INT64, [len(values)], values),
+        values_tensor=helper.make_tensor("values", TensorProto.INT64, [len(values)], rows),
+        default_tensor=helper.make_tensor("default", TensorProto.INT64, [1], [0]),
+    )

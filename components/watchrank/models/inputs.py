@@ -1,0 +1,193 @@
+"""The input layer of the rankers: raw features to one vector a candidate.
+
+Covington et al. 2016, section 4.1 and figure 7. Everything that stands between a raw feature (ids,
+seconds, lists of ids and times) and the network happens here, inside the exported graph: vocabulary
+lookup, history pooling, user x video crosses, quantile normalisation. Training and serving cannot differ.
+
+Shapes: B requests, K candidates a request, L places of a history, D width of an embedding.
+Request and user features are [B, 1] or [B, L], video features are [B, K].
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from watchrank.config import RankingSettings
+from watchrank.models.lookup import IdEmbedding, Vocabulary
+from watchrank.models.quantiles import QuantileNormaliser
+
+Features = dict[str, Tensor]
+
+NEVER = torch.nan
+
+ID_DOMAINS: dict[str, tuple[str, ...]] = {
+    "video": ("video_id", "watched_video_ids"),
+    "channel": ("channel_id", "watched_channel_ids"),
+    "language": ("user_language", "video_language"),
+    "category": ("category",),
+    "surface": ("surface",),
+    "country": ("country",),
+    "device": ("device",),
+    "gender": ("gender",),
+}
+"""Features whose ids share one vocabulary and one embedding table."""
+
+POOLED = frozenset({"watched_video_ids", "watched_channel_ids"})
+"""Lists of ids: the network is given the mean of their embeddings."""
+
+DROPPED = frozenset({"video_id", "channel_id"})
+"""Now and then trained as unknown, so that the zero vector stands for an average new video."""
+
+
+def seconds_between(later: Tensor, earlier: Tensor) -> Tensor:
+    """Return later - earlier in float32 seconds; NaN where either time is unknown (negative)."""
+    known = (later >= 0) & (earlier >= 0)
+    return torch.where(known, (later - earlier).float(), NEVER)
+
+
+def seconds_since_channel_watch(x: Features) -> Tensor:
+    """Time since the user last watched the candidate's channel [B, K]; NaN if never."""
+    same = x["watched_channel_ids"].unsqueeze(1) == x["channel_id"].unsqueeze(2)  # [B, K, L]
+    same &= (x["channel_id"] >= 0).unsqueeze(2)
+    last = torch.where(same, x["watched_times"].unsqueeze(1), -1).amax(-1)  # [B, K]
+    return seconds_between(x["now"], last)
+
+
+def channel_watches(x: Features) -> Tensor:
+    """How many of the user's last watches were of the candidate's channel [B, K]."""
+    same = x["watched_channel_ids"].unsqueeze(1) == x["channel_id"].unsqueeze(2)
+    same &= (x["channel_id"] >= 0).unsqueeze(2)
+    return same.sum(-1).float()
+
+
+def previous_impressions(x: Features) -> Tensor:
+    """How often the candidate was among the last videos shown to the user [B, K]."""
+    shown = x["impression_video_ids"].unsqueeze(1) == x["video_id"].unsqueeze(2)
+    return shown.sum(-1).float()
+
+
+def mean_watched_seconds(x: Features) -> Tensor:
+    """Mean seconds of the user's last watches [B, 1]; NaN if there are none."""
+    watched = x["watched_video_ids"] >= 0
+    count = watched.sum(-1, keepdim=True)
+    total = torch.where(watched, x["watched_seconds"], 0.0).sum(-1, keepdim=True)
+    return torch.where(count > 0, total / count.clamp(min=1), NEVER)
+
+
+def same_language(x: Features) -> Tensor:
+    """Whether the user's and the candidate's languages are the same [B, K]; NaN if one is unknown."""
+    known = (x["user_language"] >= 0) & (x["video_language"] >= 0)
+    return torch.where(known, (x["user_language"] == x["video_language"]).float(), NEVER)
+
+
+def count(name: str) -> Callable[[Features], Tensor]:
+    """Make a feature of the count or number called `name`."""
+    return lambda x: x[name].float()
+
+
+def rate(total: str, trials: str, prior: float) -> Callable[[Features], Tensor]:
+    """Make a feature total / trials; `prior` trials that brought nothing damp small counts."""
+    return lambda x: x[total].float() / (x[trials].float() + prior)
+
+
+def id_features(absent: frozenset[str]) -> dict[str, list[str]]:
+    """Return the id features of each domain, without the absent ones and the domains left empty."""
+    left = {domain: [n for n in names if n not in absent] for domain, names in ID_DOMAINS.items()}
+    return {domain: names for domain, names in left.items() if names}
+
+
+PRIOR_IMPRESSIONS = 5.0
+
+CONTINUOUS: dict[str, tuple[tuple[str, ...], Callable[[Features], Tensor]]] = {
+    "seconds_since_channel_watch": (
+        ("now", "channel_id", "watched_channel_ids", "watched_times"),
+        seconds_since_channel_watch,
+    ),
+    "channel_watches": (("channel_id", "watched_channel_ids"), channel_watches),
+    "previous_impressions": (("video_id", "impression_video_ids"), previous_impressions),
+    "seconds_since_last_watch": (
+        ("now", "watched_times"),
+        lambda x: seconds_between(x["now"], x["watched_times"].amax(-1, keepdim=True)),
+    ),
+    "mean_watched_seconds": (("watched_video_ids", "watched_seconds"), mean_watched_seconds),
+    "same_language": (("user_language", "video_language"), same_language),
+    "video_age_seconds": (("now", "upload_time"), lambda x: seconds_between(x["now"], x["upload_time"])),
+    "account_age_seconds": (("now", "signup_time"), lambda x: seconds_between(x["now"], x["signup_time"])),
+    "duration_seconds": (("duration_seconds",), count("duration_seconds")),
+    "age": (("age",), count("age")),
+}
+for _window in ("user_{}_7d", "video_{}_1d", "video_{}_7d"):
+    _shown, _clicks, _seconds = (_window.format(part) for part in ("impressions", "clicks", "watch_seconds"))
+    CONTINUOUS[_shown] = ((_shown,), count(_shown))
+    CONTINUOUS[_window.format("click_rate")] = ((_clicks, _shown), rate(_clicks, _shown, PRIOR_IMPRESSIONS))
+    CONTINUOUS[_window.format("watch_rate")] = ((_seconds, _shown), rate(_seconds, _shown, PRIOR_IMPRESSIONS))
+
+
+class InputLayer(nn.Module):
+    """Raw features to one vector [B, K, width] a candidate."""
+
+    def __init__(self, settings: RankingSettings, absent: frozenset[str], keys: dict[str, Tensor]) -> None:
+        """Make the layer.
+
+        Args:
+            settings: widths and numbers of quantiles.
+            absent: features that the source lacks; whatever needs one of them is left out.
+            keys: the sorted ids of the vocabulary of each domain in `id_features(absent)`.
+        """
+        super().__init__()
+        self.id_dropout = settings.id_dropout
+        self.continuous_names = [n for n, (needs, _) in CONTINUOUS.items() if not absent & set(needs)]
+        self.id_names = id_features(absent)
+        dims = {"video": settings.video_dim, "channel": settings.channel_dim}
+        self.embeddings = nn.ModuleDict(
+            {
+                domain: IdEmbedding(Vocabulary(keys[domain]), dims.get(domain, settings.category_dim))
+                for domain in self.id_names
+            }
+        )
+        self.normaliser = QuantileNormaliser(
+            len(self.continuous_names), settings.quantiles, powers=settings.powers
+        )
+        self.width = self.normaliser.out_features + sum(
+            self._embedding(domain).table.embedding_dim * len(names)
+            for domain, names in self.id_names.items()
+        )
+
+    @property
+    def input_names(self) -> set[str]:
+        """The raw features that the layer reads."""
+        ids = {name for names in self.id_names.values() for name in names}
+        return ids.union(*(CONTINUOUS[name][0] for name in self.continuous_names))
+
+    def continuous(self, x: Features) -> Tensor:
+        """Return the continuous features before normalisation [B, K, F]."""
+        values = [CONTINUOUS[name][1](x) for name in self.continuous_names]
+        shape = x["video_id"].shape
+        return torch.stack([value.expand(shape) for value in values], -1)
+
+    def forward(self, x: Features) -> Tensor:
+        """Return [B, K, width] from raw features [B, 1], [B, L] and [B, K]."""
+        candidates = x["video_id"].shape[1]
+        parts = [self.normaliser(self.continuous(x))]
+        parts += [
+            self._embed(domain, name, x[name]).expand(-1, candidates, -1)  # [B, K, D]
+            for domain, names in self.id_names.items()
+            for name in names
+        ]
+        return torch.cat(parts, -1)
+
+    def _embed(self, domain: str, name: str, ids: Tensor) -> Tensor:
+        """Return [B, 1, D] or [B, K, D] for ids [B, L], [B, 1] or [B, K]."""
+        embedding = self._embedding(domain)
+        if name in POOLED:
+            return embedding.mean(ids).unsqueeze(1)
+        vectors: Tensor = embedding(ids)
+        if self.training and name in DROPPED:
+            vectors = vectors * (torch.rand_like(vectors[..., :1]) >= self.id_dropout)
+        return vectors
+
+    def _embedding(self, domain: str) -> IdEmbedding:
+        embedding = self.embeddings[domain]
+        assert isinstance(embedding, IdEmbedding)
+        return embedding

@@ -1,0 +1,48 @@
+"""Watch-time ranking.
+
+Covington, Adams, Sargin: Deep Neural Networks for YouTube Recommendations, RecSys 2016, section 4.
+
+A stack of ReLU layers over the input layer ends in one logit z a candidate. Trained by weighted
+logistic regression (`training.losses`), exp(z) is the expected watch time in seconds.
+"""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from watchrank.config import HIDDEN_PRESETS, RankingSettings
+from watchrank.models.inputs import Features, InputLayer
+
+
+class RankingModel(nn.Module):
+    """Features of B requests and their K candidates to logits [B, K]."""
+
+    def __init__(self, inputs: InputLayer, settings: RankingSettings) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.max_logit = math.log(settings.max_watch_seconds)
+        widths = [inputs.width, *HIDDEN_PRESETS[settings.hidden]]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        self.hidden = nn.Sequential(*layers)
+        self.logit = nn.Linear(widths[-1], 1)
+
+    def forward(self, x: Features) -> Tensor:
+        """Return the logit of every candidate [B, K]."""
+        logit: Tensor = self.logit(self.hidden(self.inputs(x)))  # [B, K, 1]
+        return logit.squeeze(-1)
+
+
+class ExpectedWatchTime(nn.Module):
+    """The served head: exp(logit) in seconds, at most the model's `max_watch_seconds`."""
+
+    def __init__(self, model: RankingModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Features) -> Tensor:
+        """Return the expected watch time [B, K] in seconds; always finite."""
+        return torch.exp(self.model(x).clamp(max=self.model.max_logit))

@@ -1,0 +1,148 @@
+"""Train the watch-time ranker: dataset in, model folder out."""
+
+import hashlib
+import itertools
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from watchrank.config import RankingSettings, TrainingSettings, parse
+from watchrank.datasets.batches import Batch, RankingBatches
+from watchrank.datasets.ranking import RankingDataset, Split
+from watchrank.errors import InputError
+from watchrank.models.inputs import POOLED, InputLayer, id_features
+from watchrank.models.lookup import top_ids
+from watchrank.models.ranking import RankingModel
+from watchrank.storage import atomic_path, write_json
+from watchrank.training.fit import Epoch, Fit
+from watchrank.training.losses import exact_watch_time_loss
+
+QUANTILE_ROWS = 200_000
+"""Impressions that the quantiles are taken from."""
+
+SMALL_VOCABULARY = 10_000
+
+
+def train_ranking(
+    dataset: Path, output: Path, ranking: RankingSettings, training: TrainingSettings
+) -> list[Epoch]:
+    """Train a ranking model and write it to the folder `output`.
+
+    A run that was killed resumes from the checkpoint beside `output`.
+
+    Args:
+        dataset: folder of `datasets.ranking.build_ranking_dataset`.
+        output: folder for `config.json`, `weights.safetensors` and `learning_curve.json`.
+        ranking: the architecture.
+        training: the run.
+
+    Returns:
+        The learning curve.
+    """
+    data = RankingDataset.open(dataset)
+    torch.manual_seed(training.seed)
+    model = new_model(data, ranking)
+    train, validation = data.split("train"), data.split("validation")
+    names = model.inputs.input_names
+    checkpoint = output.parent / f"{output.name}.checkpoint"
+    curve = Fit(
+        model,
+        watch_time_loss,
+        RankingBatches(train, names, training.batch_size, seed=training.seed),
+        RankingBatches(validation, names, training.batch_size) if len(validation) else None,
+        training,
+        checkpoint=checkpoint,
+        key=_run_key(data, ranking, training),
+    ).run()
+    save_model(model, output, ranking, data.absent_features, curve)
+    checkpoint.unlink(missing_ok=True)
+    return curve
+
+
+def watch_time_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The `exact` objective on a batch of impressions: the loss of each row [N, 1]."""
+    return exact_watch_time_loss(model(batch.features), batch.labels["watch_seconds"])
+
+
+def new_model(data: RankingDataset, settings: RankingSettings) -> RankingModel:
+    """Make an untrained model whose vocabularies and quantiles are those of the training window."""
+    train = data.split("train")
+    if not len(train):
+        raise InputError(
+            f"The dataset {data.path} has no training rows. Give a longer log or fewer test days."
+        )
+    absent = data.absent_features
+    limits = {"video": settings.max_videos, "channel": settings.max_channels}
+    keys = {
+        domain: _vocabulary(train, names, limits.get(domain, SMALL_VOCABULARY))
+        for domain, names in id_features(absent).items()
+    }
+    model = RankingModel(InputLayer(settings, absent, keys), settings)
+    _fit_quantiles(model.inputs, train)
+    mean_seconds = float(np.mean(train.impressions["watch_seconds"], dtype=np.float64))
+    nn.init.constant_(model.logit.bias, math.log(max(mean_seconds, 1e-3)))
+    return model
+
+
+def _vocabulary(train: Split, names: list[str], limit: int) -> Tensor:
+    """The most clicked ids; of a user's feature, the most frequent."""
+    ids, weights = [], []
+    for name in names:
+        if name in POOLED:
+            continue
+        on_video = name in train.impressions
+        column = (train.impressions if on_video else train.requests)[name]
+        ids.append(np.asarray(column))
+        weights.append(np.asarray(train.impressions["clicked"]) if on_video else np.ones(len(column)))
+    return top_ids(np.concatenate(ids), np.concatenate(weights), limit)
+
+
+@torch.no_grad()
+def _fit_quantiles(inputs: InputLayer, train: Split) -> None:
+    batches = RankingBatches(train, inputs.input_names, 4_096, seed=0)
+    sample = itertools.islice(batches.epoch(), QUANTILE_ROWS // 4_096)
+    values = torch.cat([inputs.continuous(batch.features).squeeze(1) for batch in sample])  # [N, F]
+    inputs.normaliser.fit(values.numpy())
+
+
+def save_model(
+    model: RankingModel, output: Path, settings: RankingSettings, absent: frozenset[str], curve: list[Epoch]
+) -> None:
+    """Write the model folder atomically."""
+    with atomic_path(output) as fresh:
+        fresh.mkdir()
+        weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+        save_file(weights, fresh / "weights.safetensors")
+        write_json(fresh / "config.json", {"ranking": settings.model_dump(), "absent": sorted(absent)})
+        write_json(fresh / "learning_curve.json", [asdict(line) for line in curve])
+
+
+def load_model(folder: Path) -> RankingModel:
+    """Read a model folder that `train_ranking` wrote; the model comes in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: the folder is not a model or a file in it is damaged.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = load_file(folder / "weights.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"Cannot read the model {folder}: {error}. Train it again.") from None
+    settings = parse(RankingSettings, config["ranking"], str(folder / "config.json"))
+    absent = frozenset(config["absent"])
+    keys = {domain: weights[f"inputs.embeddings.{domain}.vocabulary.keys"] for domain in id_features(absent)}
+    model = RankingModel(InputLayer(settings, absent, keys), settings)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _run_key(data: RankingDataset, ranking: RankingSettings, training: TrainingSettings) -> str:
+    parts = [data.manifest, ranking.model_dump(), training.model_dump()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,81 @@
+"""Where things lie: the one layout of a workspace, for the command line and the pipelines alike."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder that keeps what outlives a run, and what the single stages hand on."""
+
+    root: Path
+
+    @property
+    def log(self) -> Path:
+        """The simulated log, when none is given."""
+        return self.root / "log"
+
+    @property
+    def truth(self) -> Path:
+        """The simulated log's true expected watch times; only evaluation reads them."""
+        return self.root / "truth"
+
+    @property
+    def events(self) -> Path:
+        """What ingestion accepted, by day."""
+        return self.root / "events"
+
+    @property
+    def validation(self) -> Path:
+        """The validation report."""
+        return self.root / "validation"
+
+    @property
+    def features(self) -> Path:
+        """The feature tables: Feast's offline store."""
+        return self.root / "features"
+
+    @property
+    def feature_store(self) -> Path:
+        """Feast's registry and its local online store."""
+        return self.root / "feature_store"
+
+    @property
+    def dataset(self) -> Path:
+        """The ranking dataset."""
+        return self.root / "dataset"
+
+    @property
+    def model(self) -> Path:
+        """The trained ranking model."""
+        return self.root / "model"
+
+    @property
+    def evaluation(self) -> Path:
+        """Metrics and the report."""
+        return self.root / "evaluation"
+
+    @property
+    def releases(self) -> Path:
+        """All releases, by number."""
+        return self.root / "releases"
+
+    @property
+    def model_repository(self) -> Path:
+        """What Triton serves from."""
+        return self.root / "model_repository"
+
+    @property
+    def triton(self) -> Path:
+        """The local Triton's log and backends."""
+        return self.root / "triton"
+
+    @property
+    def runs(self) -> Path:
+        """Artifacts of local pipeline runs."""
+        return self.root / "runs"
+
+    @property
+    def reports(self) -> Path:
+        """The reports of the last local pipeline run."""
+        return self.root / "reports"

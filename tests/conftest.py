@@ -1,0 +1,62 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from watchrank.config import Config
+from watchrank.workspace import Workspace
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+SMALL = Config.model_validate(
+    {
+        "simulation": {"impressions": 24_000, "users": 300, "videos": 400, "channels": 40, "days": 8},
+        "training": {"epochs": 2, "batch_size": 1_024},
+        "ranking": {"hidden": "256", "quantiles": 16},
+        "validation": {"min_rows_a_day": 10},
+    }
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A workspace that holds a small simulated log up to its dataset."""
+
+    place: Workspace
+    config: Config
+    store: object
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    from watchrank.datasets.ranking import build_ranking_dataset
+    from watchrank.feature_store import open_store
+    from watchrank.features import build_features
+    from watchrank.ingestion import ingest
+    from watchrank.simulation import simulate
+
+    place = Workspace(tmp_path_factory.mktemp("workspace"))
+    simulate(place.log, place.truth, SMALL.simulation)
+    ingest(place.log, "own", place.events, SMALL.ingestion, SMALL.engine)
+    build_features(place.events, place.features, SMALL.features, SMALL.engine)
+    store = open_store(REPOSITORY / "feature_repo", place.features, place.feature_store)
+    build_ranking_dataset(place.events, store, place.dataset, SMALL.split)
+    return Prepared(place, SMALL, store)
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Prepared) -> Prepared:
+    """`prepared`, and a model trained on it."""
+    from watchrank.training.ranking import train_ranking
+
+    place, config = prepared.place, prepared.config
+    train_ranking(place.dataset, place.model, config.ranking, config.training)
+    return prepared
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the data folder shared/data is not beside the checkout")
+    return SHARED_DATA

@@ -1,0 +1,106 @@
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from watchrank.datasets.batches import RankingBatches
+from watchrank.datasets.ranking import RankingDataset
+from watchrank.training import fit as fit_module
+from watchrank.training.fit import Fit
+from watchrank.training.ranking import load_model, new_model, train_ranking, watch_time_loss
+
+TRAIN = """
+import sys, json
+from pathlib import Path
+from watchrank.config import RankingSettings, TrainingSettings
+from watchrank.training.ranking import train_ranking
+dataset, output, ranking, training = sys.argv[1:]
+train_ranking(Path(dataset), Path(output), RankingSettings(**json.loads(ranking)), TrainingSettings(**json.loads(training)))
+"""
+
+
+def test_training_lowers_the_validation_loss_and_ends_on_the_best_epoch(trained):
+    curve = fit_curve(trained)
+    data = RankingDataset.open(trained.place.dataset)
+    untrained = new_model(data, trained.config.ranking)
+    names = untrained.inputs.input_names
+    batches = RankingBatches(data.split("validation"), names, 4_096)
+
+    def loss(model):
+        with torch.no_grad():
+            losses = [watch_time_loss(model.eval(), batch) for batch in batches.epoch()]
+        return torch.cat(losses).mean().item()
+
+    best = min(line["validation_loss"] for line in curve)
+    assert loss(load_model(trained.place.model)) == pytest.approx(best, rel=1e-5)
+    assert best < 0.98 * loss(untrained)
+
+
+def fit_curve(trained):
+    import json
+
+    return json.loads((trained.place.model / "learning_curve.json").read_text())
+
+
+def test_a_run_killed_in_mid_epoch_ends_as_an_uninterrupted_one(prepared, tmp_path):
+    training = prepared.config.training.model_copy(update={"checkpoint_steps": 3, "batch_size": 512})
+    arguments = [
+        str(prepared.place.dataset),
+        str(tmp_path / "killed"),
+        prepared.config.ranking.model_dump_json(),
+        training.model_dump_json(),
+    ]
+    train_ranking(prepared.place.dataset, tmp_path / "whole", prepared.config.ranking, training)
+    process = subprocess.Popen([sys.executable, "-c", TRAIN, *arguments])
+    checkpoint = tmp_path / "killed.checkpoint"
+    while not checkpoint.exists():
+        assert process.poll() is None, "training ended before it was killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists()
+    assert torch.load(checkpoint, weights_only=True)["state"]["step"] > 0
+    subprocess.run([sys.executable, "-c", TRAIN, *arguments], check=True)
+    whole = load_file(tmp_path / "whole" / "weights.safetensors")
+    resumed = load_file(tmp_path / "killed" / "weights.safetensors")
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+    assert not checkpoint.exists()
+
+
+def test_a_checkpoint_of_another_run_is_not_used(prepared, tmp_path):
+    data = RankingDataset.open(prepared.place.dataset)
+    settings = prepared.config.training.model_copy(update={"epochs": 1})
+
+    def run(key):
+        torch.manual_seed(0)
+        model = new_model(data, prepared.config.ranking)
+        names = model.inputs.input_names
+        batches = RankingBatches(data.split("train"), names, 4_096, seed=0)
+        checkpoint = tmp_path / "checkpoint"
+        return Fit(model, watch_time_loss, batches, None, settings, checkpoint=checkpoint, key=key).run()
+
+    first = run("a")
+    assert run("a")[0].seconds == first[0].seconds, "a finished run resumes at its end"
+    assert run("b")[0].seconds != first[0].seconds
+
+
+def test_it_stops_when_validation_gets_no_better(prepared, tmp_path, monkeypatch):
+    data = RankingDataset.open(prepared.place.dataset)
+    settings = prepared.config.training.model_copy(update={"epochs": 9, "patience": 2})
+    model = new_model(data, prepared.config.ranking)
+    batches = RankingBatches(data.split("validation"), model.inputs.input_names, 4_096, seed=0)
+    losses = iter([5.0, 4.0, 6.0, 4.5, 1.0])
+    run = Fit(model, watch_time_loss, batches, batches, settings, checkpoint=tmp_path / "c", key="k")
+    monkeypatch.setattr(run, "_validate", lambda: next(losses))
+    assert [line.validation_loss for line in run.run()] == [5.0, 4.0, 6.0, 4.5]
+
+
+def test_the_device_is_the_one_that_is_there():
+    settings = fit_module.TrainingSettings(device="auto")
+    assert fit_module.device_of(settings).type == ("cuda" if torch.cuda.is_available() else "cpu")
