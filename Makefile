@@ -1,0 +1,74 @@
+# watchrank. `make` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3.11
+VENV := .venv
+TRITON_VENV := .venv-triton
+BIN := $(VENV)/bin
+
+WORKSPACE ?= work
+CONFIG ?= pipelines/configs/local.yaml
+DATA ?=
+SOURCE ?= own
+SET ?=
+
+ARGUMENTS = --workspace $(WORKSPACE) --config $(CONFIG) $(if $(DATA),--data $(DATA) --source $(SOURCE)) $(foreach setting,$(SET),--set $(setting))
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo; echo 'make run DATA=<folder> SOURCE=own|kuairand runs on your log; SET="training.epochs=3 ..." changes settings.'
+
+$(VENV)/done: pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	touch $@
+
+$(TRITON_VENV)/done: infra/triton_local/requirements.txt
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	touch $@
+
+.PHONY: env
+env: $(VENV)/done $(TRITON_VENV)/done  ## make the environments: the project's, and Triton's own
+
+.PHONY: run
+run: env  ## raw logs to Triton's answers: simulate (or DATA=, SOURCE=), train, export, deploy, recommend
+	$(BIN)/watchrank-pipelines run $(ARGUMENTS)
+
+.PHONY: serve
+serve: env  ## keep Triton up on the last release and say how to query it
+	$(BIN)/watchrank serve --workspace $(WORKSPACE)
+
+.PHONY: test
+test: env  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+.PHONY: test-slow
+test-slow: env  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+.PHONY: lint
+lint: env  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: env  ## let ruff lay out the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: compile
+compile: env  ## write the pipelines' YAML for the Kubeflow UI to build/pipelines
+	$(BIN)/watchrank-pipelines compile --output build/pipelines
+
+.PHONY: lock
+lock: $(VENV)/done  ## write requirements.lock from the environment, without the CUDA packages
+	$(BIN)/python -m pip freeze --exclude-editable --exclude watchrank | grep -vE '^(nvidia-|cuda-|triton==)' \
+	  | sed -E 's/^(torch==[0-9.]+)\+.*/\1/; /^-e /d; / @ /d' > requirements.lock
+
+.PHONY: clean
+clean:  ## remove the workspace and build output
+	rm -rf $(WORKSPACE) build

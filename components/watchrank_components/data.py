@@ -1,0 +1,157 @@
+"""Components from raw logs to a training set."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Dataset, Input, Output
+
+from watchrank_components.image import component
+
+
+@component
+def prepare_log(data: str, source: str, workspace: str, simulation: dict) -> NamedTuple(
+    "Log", [("folder", str), ("source", str), ("truth", str)]
+):
+    """Take the given log, or simulate one into the workspace when none is given.
+
+    Args:
+        data: folder of the log; empty to simulate one.
+        source: format of the log.
+        workspace: folder that keeps what outlives a run.
+        simulation: settings of the simulator.
+
+    Returns:
+        The log's folder and format, and the folder of the true expected watch times if it is simulated.
+    """
+    from pathlib import Path
+
+    from watchrank.config import SimulationSettings, parse
+    from watchrank.simulation import simulate
+    from watchrank.workspace import Workspace
+
+    place = Workspace(Path(workspace))
+    if data:
+        return (data, source, "")
+    simulate(place.log, place.truth, parse(SimulationSettings, simulation, "simulation"))
+    return (str(place.log), "own", str(place.truth))
+
+
+@component
+def ingest(log: str, source: str, workspace: str, ingestion: dict, engine: dict, events: Output[Dataset]):
+    """Type, deduplicate and partition a log by day; bad rows go to quarantine with their reason.
+
+    Args:
+        log: folder of the log.
+        source: its format: own or kuairand.
+        workspace: the events are kept in it, by day.
+        ingestion: settings: what counts as a good row.
+        engine: settings of the engine.
+        events: the manifest of the events: rows, quarantine counts, checksum of each day.
+    """
+    import shutil
+    from pathlib import Path
+
+    from watchrank.config import EngineSettings, IngestionSettings, parse
+    from watchrank.ingestion import ingest
+    from watchrank.workspace import Workspace
+
+    folder = Workspace(Path(workspace)).events
+    settings = parse(IngestionSettings, ingestion, "ingestion")
+    ingest(Path(log), source, folder, settings, parse(EngineSettings, engine, "engine"))
+    shutil.copy(folder / "manifest.json", events.path)
+    events.metadata["folder"] = str(folder)
+
+
+@component
+def validate(events: Input[Dataset], validation: dict, report: Output[HTML], data_docs: Output[Artifact]):
+    """Hold the events against the Great Expectations suites; fail with the reason when one fails.
+
+    Args:
+        events: of `ingest`.
+        validation: settings: the bounds beyond the schema.
+        report: one page.
+        data_docs: Great Expectations' own site, as a folder.
+    """
+    import shutil
+    from pathlib import Path
+
+    from watchrank.config import ValidationSettings, parse
+    from watchrank.validation import validate
+
+    folder = Path(data_docs.path).parent / "validation"
+    try:
+        validate(Path(events.metadata["folder"]), folder, parse(ValidationSettings, validation, "validation"))
+    finally:
+        if folder.exists():
+            shutil.copy(folder / "report.html", report.path)
+            shutil.copytree(folder / "data_docs", data_docs.path)
+
+
+@component
+def build_features(
+    events: Input[Dataset],
+    workspace: str,
+    feature_repo: str,
+    features: dict,
+    engine: dict,
+    store: Output[Dataset],
+):
+    """Build the feature tables, apply the Feast definitions and materialise the online store.
+
+    Args:
+        events: of `ingest`.
+        workspace: the tables, the registry and the local online store are kept in it.
+        feature_repo: folder of the Feast definitions.
+        features: settings: how often features are renewed.
+        engine: settings of the engine.
+        store: where the tables lie.
+    """
+    from datetime import UTC, datetime
+    from pathlib import Path
+
+    from watchrank.config import EngineSettings, FeatureSettings, parse
+    from watchrank.feature_store import materialise, open_store
+    from watchrank.features import build_features
+    from watchrank.storage import write_json
+    from watchrank.workspace import Workspace
+
+    place = Workspace(Path(workspace))
+    settings = parse(FeatureSettings, features, "features")
+    build_features(
+        Path(events.metadata["folder"]), place.features, settings, parse(EngineSettings, engine, "engine")
+    )
+    materialise(open_store(Path(feature_repo), place.features, place.feature_store), datetime.now(UTC))
+    write_json(Path(store.path), {"features": str(place.features), "state": str(place.feature_store)})
+    store.metadata["folder"] = str(place.features)
+
+
+@component
+def build_dataset(
+    events: Input[Dataset],
+    store: Input[Dataset],
+    workspace: str,
+    feature_repo: str,
+    split: dict,
+    dataset: Output[Dataset],
+):
+    """Join every impression with Feast's features as of its time; split by day.
+
+    Args:
+        events: of `ingest`.
+        store: of `build_features`.
+        workspace: holds Feast's registry.
+        feature_repo: folder of the Feast definitions.
+        split: settings: which days train, validate and test.
+        dataset: memory-mappable columns by split.
+    """
+    from pathlib import Path
+
+    from watchrank.config import SplitSettings, parse
+    from watchrank.datasets.ranking import build_ranking_dataset
+    from watchrank.feature_store import open_store
+    from watchrank.workspace import Workspace
+
+    state = Workspace(Path(workspace)).feature_store
+    feast = open_store(Path(feature_repo), Path(store.metadata["folder"]), state)
+    settings = parse(SplitSettings, split, "split")
+    build_ranking_dataset(Path(events.metadata["folder"]), feast, Path(dataset.path), settings)

@@ -1,0 +1,1 @@
+"""Kubeflow pipelines made of `watchrank_components`."""
