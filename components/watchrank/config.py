@@ -113,10 +113,18 @@ class RankingSettings(Settings):
     max_watch_seconds: float = Field(86_400, gt=1, description="no answer exceeds this: exp cannot overflow")
 
 
+Objective = Literal["exact", "youtube", "logistic"]
+Weighting = Literal["gradient", "resample"]
+
+
 class TrainingSettings(Settings):
     """One run of `fit`."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
+    objective: Objective = Field("exact", description="what exp(logit) is: see `training.losses`")
+    weighting: Weighting = Field(
+        "gradient", description="weigh an impression's gradient, or draw it in proportion to its weight"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(4_096, ge=1)
