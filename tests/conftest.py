@@ -1,3 +1,4 @@
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,3 +61,20 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the data folder shared/data is not beside the checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def triton_venv() -> Path:
+    """The environment of the real server: there in CI, elsewhere the test is skipped without it."""
+    folder = Path(os.environ.get("WATCHRANK_TRITON_VENV", REPOSITORY / ".venv-triton"))
+    if not (folder / "bin" / "python").exists():
+        reason = f"no Triton environment at {folder}: run `make env`"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder

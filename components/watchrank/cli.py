@@ -74,7 +74,9 @@ def ingest(
 
     place, settings = Workspace(workspace), Config.load(config, override)
     report = ingest(data or place.log, source, place.events, settings.ingestion, settings.engine)
-    console.print(report.summary())
+    for name, table in report.tables.items():
+        bad = ", ".join(f"{count:,} {reason}" for reason, count in table.quarantined.items()) or "none"
+        console.print(f"{name}: {table.rows:,} rows; quarantined: {bad}.")
 
 
 @app.command()
@@ -241,7 +243,7 @@ def run(command: typer.Typer) -> None:
     logging.basicConfig(
         level=logging.INFO,
         format="%(message)s",
-        handlers=[RichHandler(Console(stderr=True), show_path=False)],
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
     try:
         command()

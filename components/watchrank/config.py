@@ -33,8 +33,8 @@ class SimulationSettings(Settings):
     seed: int = 0
     start: date = Field(date(2026, 1, 1), description="first day of the log")
     days: int = Field(14, ge=1)
-    impressions: int = Field(400_000, ge=1, description="how many impressions, about")
-    users: int = Field(4_000, ge=1)
+    impressions: int = Field(1_000_000, ge=1, description="how many impressions, about")
+    users: int = Field(8_000, ge=1)
     videos: int = Field(5_000, ge=1)
     channels: int = Field(400, ge=1)
     slate: int = Field(8, ge=1, description="impressions a request")
@@ -79,7 +79,7 @@ class SplitSettings(Settings):
     """Which days train, validate and test. The test window is the last one."""
 
     test_days: int = Field(2, ge=1)
-    validation_days: int = Field(1, ge=0)
+    validation_days: int = Field(2, ge=0, description="days that stop training and calibrate")
 
 
 HIDDEN_PRESETS: dict[str, tuple[int, ...]] = {
@@ -97,9 +97,9 @@ HIDDEN_PRESETS: dict[str, tuple[int, ...]] = {
 class RankingSettings(Settings):
     """The architecture of the ranking model."""
 
-    hidden: str = Field("256", description=f"hidden layers: one of {', '.join(HIDDEN_PRESETS)}")
-    video_dim: int = Field(32, ge=1, description="width of a video's embedding")
-    channel_dim: int = Field(16, ge=1, description="width of a channel's embedding")
+    hidden: str = Field("512-256", description=f"hidden layers: one of {', '.join(HIDDEN_PRESETS)}")
+    video_dim: int = Field(16, ge=1, description="width of a video's embedding")
+    channel_dim: int = Field(8, ge=1, description="width of a channel's embedding")
     category_dim: int = Field(
         8, ge=1, description="width of languages', categories', surfaces' ... embeddings"
     )
@@ -107,7 +107,7 @@ class RankingSettings(Settings):
     max_channels: int = Field(200_000, ge=1, description="channels with an embedding: the most clicked")
     quantiles: int = Field(64, ge=2, description="stored quantiles of a continuous feature")
     id_dropout: float = Field(
-        0.1, ge=0, lt=1, description="share of training impressions whose video and channel count as unknown"
+        0.3, ge=0, lt=1, description="share of training impressions whose video and channel count as unknown"
     )
     powers: bool = Field(True, description="give the network x, x squared and the root of x")
     max_watch_seconds: float = Field(86_400, gt=1, description="no answer exceeds this: exp cannot overflow")
@@ -126,9 +126,9 @@ class TrainingSettings(Settings):
         "gradient", description="weigh an impression's gradient, or draw it in proportion to its weight"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
-    epochs: int = Field(6, ge=1)
+    epochs: int = Field(4, ge=1)
     batch_size: int = Field(4_096, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
     patience: int = Field(2, ge=1, description="epochs without a better validation loss before it stops")
     checkpoint_steps: int = Field(500, ge=1, description="steps between two checkpoints")

@@ -11,7 +11,8 @@ def test_per_user_loss_by_hand():
     users = np.array([1, 1, 1, 1, 2, 2])
     scores = np.array([2.0, 5.0, 3.0, 1.0, 0.5, 0.9])
     seconds = np.array([30.0, 10.0, 0.0, 0.0, 40.0, 7.0])
-    # user 2 has no unwatched impression: no pair. Pairs of user 1 weigh 30 * 2 + 10 * 2; only (30 s, score 3) is wrong.
+    # User 2 has no unwatched impression: no pair. Pairs of user 1 weigh 30 * 2 + 10 * 2 seconds; only
+    # the one of 30 s with score 3 is in the wrong order.
     assert metrics.per_user_loss(users, scores, seconds) == pytest.approx(30 / 80)
 
 

@@ -60,18 +60,57 @@ class RankingBatches:
             np.random.default_rng([self.seed, epoch]).shuffle(starts)
         step = self.batch_size // self.block
         for first in range(skip * step, len(starts), step):
-            yield self._read([slice(start, start + self.block) for start in starts[first : first + step]])
+            yield self.read([slice(start, start + self.block) for start in starts[first : first + step]])
 
-    def _read(self, slices: list[slice]) -> Batch:
-        request = _gather(self._request, slices)
+    def read(self, rows: list[slice] | np.ndarray) -> Batch:
+        """Return the impressions of some rows, given as slices or as indices."""
+        request = _gather(self._request, rows)
         features = {name: _tensor(np.take(column, request, axis=0)) for name, column in self._user.items()}
-        features |= {name: _tensor(_gather(column, slices)) for name, column in self._video.items()}
-        labels = {name: _tensor(_gather(column, slices)).float() for name, column in self._labels.items()}
+        features |= {name: _tensor(_gather(column, rows)) for name, column in self._video.items()}
+        labels = {name: _tensor(_gather(column, rows)).float() for name, column in self._labels.items()}
         return Batch(features, labels)
 
 
-def _gather(column: np.ndarray, slices: list[slice]) -> np.ndarray:
-    return np.concatenate([column[rows] for rows in slices])
+class ResampledBatches:
+    """Impressions drawn in proportion to their weights, so that each drawn one weighs 1.
+
+    An impression may be drawn as a positive and as a negative; its labels say as which. An epoch draws as
+    many as there are impressions.
+    """
+
+    def __init__(
+        self, batches: RankingBatches, positive: np.ndarray, negative: np.ndarray, *, seed: int
+    ) -> None:
+        """Make the batches.
+
+        Args:
+            batches: of all impressions.
+            positive: weight of each impression as a positive [N].
+            negative: and as a negative [N].
+            seed: of the drawing.
+        """
+        self.batches, self.seed = batches, seed
+        self._cumulative = np.cumsum(np.concatenate([positive, negative]), dtype=np.float64)
+
+    def __len__(self) -> int:
+        """Return the number of batches an epoch."""
+        return -(-self.batches.rows // self.batches.batch_size)
+
+    def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one epoch, leaving out the first `skip`."""
+        rows, size = self.batches.rows, self.batches.batch_size
+        drawn = np.random.default_rng([self.seed, epoch]).random(rows) * self._cumulative[-1]
+        for first in range(skip * size, rows, size):
+            place = np.searchsorted(self._cumulative, drawn[first : first + size], side="right")
+            positive = _tensor((place < rows).astype(np.float32))
+            labels = {"clicked": positive, "watch_seconds": positive}
+            yield Batch(self.batches.read(place % rows).features, labels)
+
+
+def _gather(column: np.ndarray, rows: list[slice] | np.ndarray) -> np.ndarray:
+    if isinstance(rows, np.ndarray):
+        return np.take(column, rows, axis=0)
+    return np.concatenate([column[part] for part in rows])
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from watchrank.storage import atomic_path
 
@@ -91,7 +92,7 @@ def _learning_curve(axes: Axes, curve: list[dict[str, Any]]) -> None:
     if curve and curve[0]["validation_loss"] is not None:
         axes.plot(epochs, [line["validation_loss"] for line in curve], "o-", color=ORANGE, label="validation")
     axes.set(xlabel="epoch", ylabel="loss an impression")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
 
 

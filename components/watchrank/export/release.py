@@ -148,7 +148,7 @@ def popular_videos(train: Split) -> dict[str, list[int]]:
         }
     )
     totals = frame.groupby(["language", "video_id"])["seconds"].sum().reset_index()
-    popular = {"all": _most_watched(totals.groupby("video_id", as_index=False)["seconds"].sum())}
+    popular = {"all": _most_watched(totals.groupby("video_id")["seconds"].sum().reset_index())}
     for language, group in totals[totals["language"] != PAD_ID].groupby("language"):
         popular[str(language)] = _most_watched(group)
     return popular

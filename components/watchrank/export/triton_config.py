@@ -19,9 +19,8 @@ max_batch_size: {max_batch_size}
 version_policy {{ latest {{ num_versions: 1 }} }}
 instance_group [ {{ kind: KIND_AUTO count: 1 }} ]
 dynamic_batching {{ max_queue_delay_microseconds: {max_queue_delay_microseconds} }}
+parameters {{ key: "intra_op_thread_count" value {{ string_value: "{intra_op_threads}" }} }}
 """
-
-_THREADS = 'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{threads}" }} }}\n'
 
 
 def triton_config(
@@ -31,7 +30,7 @@ def triton_config(
     *,
     max_batch_size: int,
     max_queue_delay_microseconds: int = 0,
-    intra_op_threads: int | None = None,
+    intra_op_threads: int = 1,
 ) -> str:
     """Return the text of `config.pbtxt` for a graph whose tensors are all [batch, *dims].
 
@@ -42,21 +41,22 @@ def triton_config(
         max_batch_size: rows in one run of the graph, of one request or of several together.
         max_queue_delay_microseconds: how long a request may wait for others to share a run with; at 0
             those are batched that arrive while the model is busy.
-        intra_op_threads: threads of one run; ONNX Runtime's choice, all cores, when not set.
+        intra_op_threads: threads of one run; 0 for all cores, which halved the throughput and about
+            doubled the 99th percentile on two busy cores.
 
     Raises:
         ValueError: `max_batch_size` is below 1, which would mean that there is no batch dimension.
     """
     if max_batch_size < 1:
         raise ValueError(f"max_batch_size is {max_batch_size}; give 1 or more, as all tensors have a batch.")
-    config = _TEMPLATE.format(
+    return _TEMPLATE.format(
         model=model,
         max_batch_size=max_batch_size,
         inputs="\n".join(_declaration("input", tensor) for tensor in inputs),
         outputs="\n".join(_declaration("output", tensor) for tensor in outputs),
         max_queue_delay_microseconds=max_queue_delay_microseconds,
+        intra_op_threads=intra_op_threads,
     )
-    return config + (_THREADS.format(threads=intra_op_threads) if intra_op_threads is not None else "")
 
 
 def _declaration(kind: str, tensor: Tensor) -> str:

@@ -64,7 +64,7 @@ class IdEmbedding(nn.Module):
         super().__init__()
         self.vocabulary = vocabulary
         self.table = nn.Embedding(vocabulary.rows, dim, padding_idx=0)
-        nn.init.normal_(self.table.weight, std=dim**-0.5)
+        nn.init.normal_(self.table.weight, std=0.01)
         with torch.no_grad():
             self.table.weight[0].zero_()
 

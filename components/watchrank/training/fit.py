@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -80,6 +82,7 @@ class Fit:
         *,
         checkpoint: Path,
         key: str,
+        validation_loss: Loss | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -91,10 +94,12 @@ class Fit:
             settings: of the run.
             checkpoint: file written every `checkpoint_steps` steps and resumed from when it is there.
             key: names the model, the data and the settings; a checkpoint of another key is not used.
+            validation_loss: the loss of each row of a validation batch; `loss` when not given.
         """
         self.device = device_of(settings)
         self.model = model.to(self.device)
-        self.loss, self.train, self.validation = loss, train, validation
+        self.loss, self.train = loss, train
+        self.validation, self.validation_loss = validation, validation_loss or loss
         self.settings, self.checkpoint, self.key = settings, checkpoint, key
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -110,7 +115,9 @@ class Fit:
         """Train to the end, leave the model with its best weights, return the learning curve."""
         torch.manual_seed(self.settings.seed)
         self._resume()
-        with Progress(transient=True, disable=None) as progress:
+        with Progress(
+            transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)
+        ) as progress:
             bar = progress.add_task("training", total=self.settings.epochs * len(self.train))
             while (
                 self.state.epoch < self.settings.epochs and self.state.stale_epochs < self.settings.patience
@@ -168,7 +175,7 @@ class Fit:
         self.model.eval()
         total, rows = 0.0, 0
         for batch in self.validation.epoch():
-            losses = self.loss(self.model, self._move(batch))
+            losses = self.validation_loss(self.model, self._move(batch))
             total, rows = total + losses.sum().item(), rows + losses.numel()
         return total / rows
 

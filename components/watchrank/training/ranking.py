@@ -13,21 +13,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from watchrank.config import RankingSettings, TrainingSettings, parse
-from watchrank.datasets.batches import Batch, RankingBatches
+from watchrank.config import Objective, RankingSettings, TrainingSettings, parse
+from watchrank.datasets.batches import LABELS, Batch, RankingBatches, ResampledBatches
 from watchrank.datasets.ranking import RankingDataset, Split
 from watchrank.errors import InputError
 from watchrank.models.inputs import POOLED, InputLayer, id_features
 from watchrank.models.lookup import top_ids
 from watchrank.models.ranking import RankingModel
 from watchrank.storage import atomic_path, write_json
-from watchrank.training.fit import Epoch, Fit
-from watchrank.training.losses import exact_watch_time_loss
+from watchrank.training.calibration import fit_calibration
+from watchrank.training.fit import Batches, Epoch, Fit, Loss
+from watchrank.training.losses import objective_weights, weighted_logistic_loss
 
 QUANTILE_ROWS = 200_000
 """Impressions that the quantiles are taken from."""
 
 SMALL_VOCABULARY = 10_000
+PREDICTION_ROWS = 8_192
 
 
 def train_ranking(
@@ -50,25 +52,63 @@ def train_ranking(
     torch.manual_seed(training.seed)
     model = new_model(data, ranking)
     train, validation = data.split("train"), data.split("validation")
-    names = model.inputs.input_names
+    names, objective = model.inputs.input_names, training.objective
+    batches, drawn_as = training_batches(train, names, training)
     checkpoint = output.parent / f"{output.name}.checkpoint"
     curve = Fit(
         model,
-        watch_time_loss,
-        RankingBatches(train, names, training.batch_size, seed=training.seed),
+        watch_time_loss(drawn_as),
+        batches,
         RankingBatches(validation, names, training.batch_size) if len(validation) else None,
         training,
         checkpoint=checkpoint,
         key=_run_key(data, ranking, training),
+        validation_loss=watch_time_loss(objective),
     ).run()
+    calibrate(model, validation)
     save_model(model, output, ranking, data.absent_features, curve)
     checkpoint.unlink(missing_ok=True)
     return curve
 
 
-def watch_time_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The `exact` objective on a batch of impressions: the loss of each row [N, 1]."""
-    return exact_watch_time_loss(model(batch.features), batch.labels["watch_seconds"])
+def watch_time_loss(objective: Objective) -> Loss:
+    """Return the loss of each row [N, 1] of a batch of impressions under an objective."""
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        weights = objective_weights(objective, batch.labels["clicked"], batch.labels["watch_seconds"])
+        return weighted_logistic_loss(model(batch.features), weights)
+
+    return loss
+
+
+@torch.no_grad()
+def calibrate(model: RankingModel, validation: Split) -> None:
+    """Fit the model's slope and offset on the validation window; without one they stay 1 and 0."""
+    if not len(validation):
+        return
+    batches = RankingBatches(validation, model.inputs.input_names, PREDICTION_ROWS)
+    device = model.slope.device
+    logits = [model({n: v.to(device) for n, v in batch.features.items()}) for batch in batches.epoch()]
+    slope, offset = fit_calibration(
+        torch.cat(logits).squeeze(1).cpu().numpy(), validation.impressions["watch_seconds"]
+    )
+    model.slope.fill_(slope)
+    model.offset.fill_(offset)
+
+
+def training_batches(train: Split, names: set[str], settings: TrainingSettings) -> tuple[Batches, Objective]:
+    """Return the batches to learn from, and the objective under which their labels are to be read.
+
+    `resample` draws each impression as often as its objective's weights say; what was drawn then weighs 1,
+    as a click of one second does under `youtube`.
+    """
+    batches = RankingBatches(train, names, settings.batch_size, seed=settings.seed)
+    if settings.weighting == "gradient":
+        return batches, settings.objective
+    clicked, seconds = (torch.from_numpy(np.array(train.impressions[name])).float() for name in LABELS)
+    weights = objective_weights(settings.objective, clicked, seconds)
+    positive, negative = (weight.numpy() for weight in weights)
+    return ResampledBatches(batches, positive, negative, seed=settings.seed), "youtube"
 
 
 def new_model(data: RankingDataset, settings: RankingSettings) -> RankingModel:

@@ -103,7 +103,7 @@ def test_parity_fails_on_another_model_and_on_an_answer_out_of_bounds(tmp_path):
     cases = {"ids": {"video_id": np.array([[2, 5]])}}
     with torch.no_grad():
         module.factor.mul_(1.01)
-    with pytest.raises(ParityError, match="differs from the trained model by .* on 'ids'"):
+    with pytest.raises(ParityError, match=r"differs from the trained model by .* on 'ids'"):
         check_parity(module, tmp_path / "m.onnx", cases, tolerance=1e-4, maximum=1e9)
     with pytest.raises(ParityError, match="not finite or above"):
         check_parity(module, tmp_path / "m.onnx", cases, tolerance=1, maximum=1e-9)

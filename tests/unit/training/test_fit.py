@@ -18,8 +18,9 @@ import sys, json
 from pathlib import Path
 from watchrank.config import RankingSettings, TrainingSettings
 from watchrank.training.ranking import train_ranking
-dataset, output, ranking, training = sys.argv[1:]
-train_ranking(Path(dataset), Path(output), RankingSettings(**json.loads(ranking)), TrainingSettings(**json.loads(training)))
+dataset, output = map(Path, sys.argv[1:3])
+ranking, training = map(json.loads, sys.argv[3:])
+train_ranking(dataset, output, RankingSettings(**ranking), TrainingSettings(**training))
 """
 
 
@@ -32,7 +33,7 @@ def test_training_lowers_the_validation_loss_and_ends_on_the_best_epoch(trained)
 
     def loss(model):
         with torch.no_grad():
-            losses = [watch_time_loss(model.eval(), batch) for batch in batches.epoch()]
+            losses = [watch_time_loss("exact")(model.eval(), batch) for batch in batches.epoch()]
         return torch.cat(losses).mean().item()
 
     best = min(line["validation_loss"] for line in curve)
@@ -83,7 +84,9 @@ def test_a_checkpoint_of_another_run_is_not_used(prepared, tmp_path):
         names = model.inputs.input_names
         batches = RankingBatches(data.split("train"), names, 4_096, seed=0)
         checkpoint = tmp_path / "checkpoint"
-        return Fit(model, watch_time_loss, batches, None, settings, checkpoint=checkpoint, key=key).run()
+        return Fit(
+            model, watch_time_loss("exact"), batches, None, settings, checkpoint=checkpoint, key=key
+        ).run()
 
     first = run("a")
     assert run("a")[0].seconds == first[0].seconds, "a finished run resumes at its end"
@@ -96,7 +99,7 @@ def test_it_stops_when_validation_gets_no_better(prepared, tmp_path, monkeypatch
     model = new_model(data, prepared.config.ranking)
     batches = RankingBatches(data.split("validation"), model.inputs.input_names, 4_096, seed=0)
     losses = iter([5.0, 4.0, 6.0, 4.5, 1.0])
-    run = Fit(model, watch_time_loss, batches, batches, settings, checkpoint=tmp_path / "c", key="k")
+    run = Fit(model, watch_time_loss("exact"), batches, batches, settings, checkpoint=tmp_path / "c", key="k")
     monkeypatch.setattr(run, "_validate", lambda: next(losses))
     assert [line.validation_loss for line in run.run()] == [5.0, 4.0, 6.0, 4.5]
 

@@ -1,0 +1,69 @@
+"""Tables as folders of `.npy` columns, written in pieces and read through memory maps."""
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+
+Columns = dict[str, np.ndarray]
+
+
+class ColumnWriter:
+    """Appends rows to the columns of one folder, in memory that does not grow with them.
+
+    A column is a plain `.npy` file. NumPy leaves room in the header for the number of rows to grow, so the
+    header is written again, in place, when the number is known.
+    """
+
+    def __init__(self, folder: Path, empty: Mapping[str, np.ndarray]) -> None:
+        """Open a file for each column; `empty` tells their dtypes and shapes by arrays of no rows."""
+        folder.mkdir(parents=True)
+        self.rows = 0
+        self._checksums = dict.fromkeys(empty, 0)
+        self._empty = dict(empty)
+        self._files: dict[str, BinaryIO] = {name: (folder / f"{name}.npy").open("wb") for name in empty}
+        for name in empty:
+            self._write_header(name)
+
+    def append(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Add rows: the same number to every column."""
+        assert columns.keys() == self._empty.keys()
+        (rows,) = {len(values) for values in columns.values()}
+        for name, empty in self._empty.items():
+            values = np.ascontiguousarray(columns[name], dtype=empty.dtype)
+            assert values.shape[1:] == empty.shape[1:], name
+            self._checksums[name] = zlib.crc32(values.data, self._checksums[name])
+            self._files[name].write(values.data)
+        self.rows += rows
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 over all columns, however many pieces they came in."""
+        return zlib.crc32(repr(self._checksums).encode())
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write the final headers and close the files."""
+        for name, file in self._files.items():
+            with file:
+                self._write_header(name)
+
+    def _write_header(self, name: str) -> None:
+        empty, file = self._empty[name], self._files[name]
+        shape = (self.rows, *empty.shape[1:])
+        file.seek(0)
+        header = {"descr": np.lib.format.dtype_to_descr(empty.dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+
+
+def read_columns(folder: Path) -> Columns:
+    """Map every column of a folder into memory."""
+    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}

@@ -1,0 +1,270 @@
+"""The ranker's examples: impressions with the features known at their time, split by day.
+
+```
+<dataset>/manifest.json                      its splits, the absent features, the surfaces' text ids
+<dataset>/<split>/requests/<column>.npy      R rows, one a (user, time, surface), with the user's features
+<dataset>/<split>/impressions/<column>.npy   N rows in order of time: the row of their request (`request`),
+                                             labels and the video's features
+```
+A user's features are kept once a request, not once an impression: a request shows a whole slate.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ibis.expr.types as ir
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from watchrank import events as event_files
+from watchrank.config import EngineSettings, SplitSettings
+from watchrank.datasets.columns import Columns, ColumnWriter, read_columns
+from watchrank.datasets.windows import SPLITS, split_days
+from watchrank.engine import connect, running
+from watchrank.errors import InputError
+from watchrank.schema import (
+    EVENT_TIMESTAMP,
+    FEATURE_ORIGIN,
+    IMPRESSIONS,
+    PAD_ID,
+    REQUEST_TENSORS,
+    USER_TENSORS,
+    VIDEO_TENSORS,
+    Tensor,
+    text_id,
+)
+from watchrank.storage import atomic_path, write_json
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+READ_ROWS = 1_000_000
+"""Impressions, still without features, that are held at once; a longer day is held as a whole."""
+
+JOIN_REQUESTS = 50_000
+"""Requests that are joined with features at once; each takes 3 KB."""
+
+LABELS = {"clicked": np.bool_, "watch_seconds": np.float32, "position": np.int64}
+OPTIONAL_LABELS = {"liked": np.bool_, "followed": np.bool_, "long_view": np.bool_}
+
+_ORDER = ("timestamp_us", "user_id", "surface", "video_id")
+_REQUEST = ("timestamp_us", "user_id", "surface")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The memory-mapped columns of one window of days."""
+
+    requests: Columns
+    impressions: Columns
+
+    def __len__(self) -> int:
+        """Return the number of impressions."""
+        return len(self.impressions["request"])
+
+
+@dataclass(frozen=True)
+class RankingDataset:
+    """A dataset on disk."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> "RankingDataset":
+        """Open what `build_ranking_dataset` wrote.
+
+        Raises:
+            InputError: there is no dataset.
+        """
+        try:
+            return cls(path, json.loads((path / "manifest.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            raise InputError(f"There is no dataset in {path}; run `watchrank dataset` first.") from None
+
+    @cached_property
+    def absent_features(self) -> frozenset[str]:
+        """The features that the log could not give."""
+        return frozenset(self.manifest["absent_features"])
+
+    def split(self, name: str) -> Split:
+        """Return the split "train", "validation" or "test"."""
+        assert name in SPLITS, name
+        folder = self.path / name
+        return Split(read_columns(folder / "requests"), read_columns(folder / "impressions"))
+
+
+def build_ranking_dataset(events: Path, store: "FeatureStore", output: Path, split: SplitSettings) -> None:
+    """Join the impressions of every split with their features and write them to `output`.
+
+    Args:
+        events: folder that `ingestion.ingest` wrote.
+        store: from `feature_store.open_store`, on the features of those events.
+        output: folder of the dataset; replaced as a whole.
+        split: which days train, validate and test.
+
+    Raises:
+        InputError: the events have too few days.
+    """
+    log = event_files.manifest(events)
+    windows = split_days(event_files.days(events), split)
+    rows_of = {
+        date.fromisoformat(day): found.rows for day, found in log.tables[IMPRESSIONS.name].days.items()
+    }
+    with ExitStack() as stack:
+        con = connect(EngineSettings())
+        stack.callback(con.disconnect)
+        stack.enter_context(running(f"the events in {events}"))
+        fresh = stack.enter_context(atomic_path(output))
+        impressions = event_files.impressions(con, events)
+        splits = {
+            name: _write_split(store, fresh / name, impressions, {day: rows_of[day] for day in days})
+            for name, days in windows.items()
+        }
+        absent = sorted(name for name, origin in FEATURE_ORIGIN.items() if origin in log.absent)
+        manifest = {"absent_features": absent, "surfaces": _surfaces(impressions), "splits": splits}
+        write_json(fresh / "manifest.json", manifest)
+
+
+# -- Reading impressions ------------------------------------------------------------------------------
+
+
+def _surfaces(impressions: ir.Table) -> dict[str, int]:
+    if "surface" not in impressions.columns:
+        return {}
+    names = impressions.select("surface").distinct().to_pyarrow()["surface"].drop_null().to_pylist()
+    return {name: text_id(name) for name in names}
+
+
+def _labels(impressions: ir.Table) -> dict[str, type[np.generic]]:
+    return LABELS | {name: kind for name, kind in OPTIONAL_LABELS.items() if name in impressions.columns}
+
+
+def _batches(rows_of: Mapping[date, int]) -> Iterator[list[date]]:
+    """Group consecutive days of at most `READ_ROWS` impressions in all."""
+    batch: list[date] = []
+    for day, rows in rows_of.items():
+        if batch and sum(rows_of[held] for held in batch) + rows > READ_ROWS:
+            yield batch
+            batch = []
+        batch.append(day)
+    if batch:
+        yield batch
+
+
+def _read(impressions: ir.Table, days: Sequence[date]) -> Columns:
+    """Return ids, time in microseconds, the surface's text id and labels, in the order of `_ORDER`."""
+    labels = _labels(impressions)
+    names = ["user_id", "video_id", "timestamp", "surface", *labels]
+    of_days = impressions.filter(impressions.date.isin(days))
+    rows = of_days.select(name for name in names if name in impressions.columns).to_pyarrow()
+    columns = {
+        "user_id": rows["user_id"].to_numpy(),
+        "video_id": rows["video_id"].to_numpy(),
+        "timestamp_us": rows["timestamp"].cast(pa.int64()).to_numpy(),
+        "surface": _text_ids(rows, "surface"),
+        **{name: _label(rows, name, kind) for name, kind in labels.items()},
+    }
+    order = np.lexsort([columns[name] for name in reversed(_ORDER)])
+    return {name: column[order] for name, column in columns.items()}
+
+
+def _text_ids(rows: pa.Table, name: str) -> np.ndarray:
+    if name not in rows.column_names:
+        return np.full(len(rows), PAD_ID)
+    encoded = rows[name].combine_chunks().dictionary_encode()
+    ids = np.array([*map(text_id, encoded.dictionary.to_pylist()), PAD_ID])
+    taken: np.ndarray = np.take(ids, encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False))
+    return taken
+
+
+def _label(rows: pa.Table, name: str, kind: type[np.generic]) -> np.ndarray:
+    missing = PAD_ID if kind is np.int64 else 0
+    if name not in rows.column_names:
+        return np.full(len(rows), missing, dtype=kind)
+    filled = rows[name].fill_null(pa.scalar(missing).cast(rows[name].type))
+    return np.asarray(filled.to_numpy(), dtype=kind)
+
+
+# -- Requests and features ----------------------------------------------------------------------------
+
+
+def _parts(rows: Columns) -> Iterator[tuple[Columns, Columns]]:
+    """Cut rows into requests and their impressions, `JOIN_REQUESTS` at a time.
+
+    Yields:
+        The keys of R requests, and N impressions with `request`, their row among the R.
+    """
+    changes = [rows[name][1:] != rows[name][:-1] for name in _REQUEST]
+    starts = np.flatnonzero(np.concatenate([[True], np.logical_or.reduce(changes)]))
+    ends = np.append(starts[1:], len(rows["user_id"]))
+    for first in range(0, len(starts), JOIN_REQUESTS):
+        start, end = starts[first : first + JOIN_REQUESTS], ends[first : first + JOIN_REQUESTS]
+        part = {name: column[start[0] : end[-1]] for name, column in rows.items()}
+        requests = {name: rows[name][start] for name in _REQUEST}
+        yield requests, part | {"request": np.repeat(np.arange(len(start)), end - start)}
+
+
+def _write_split(
+    store: "FeatureStore", folder: Path, impressions: ir.Table, rows_of: Mapping[date, int]
+) -> dict[str, Any]:
+    """Join and write the days of `rows_of`; return what the manifest tells of them."""
+    labels = _labels(impressions)
+    with (
+        ColumnWriter(folder / "requests", _request_columns()) as requests,
+        ColumnWriter(folder / "impressions", _impression_columns(labels)) as examples,
+    ):
+        for days in _batches(rows_of):
+            for keys, rows in _parts(_read(impressions, days)):
+                users, videos = _features(store, keys, rows)
+                own = {name: rows[name] for name in ("video_id", "timestamp_us", *labels)}
+                examples.append({**own, "request": requests.rows + rows["request"], **videos})
+                now = keys["timestamp_us"] // 1_000_000
+                requests.append({"user_id": keys["user_id"], "now": now, "surface": keys["surface"], **users})
+    assert examples.rows == sum(rows_of.values()), "impressions were lost"
+    return {
+        "from": str(min(rows_of)) if rows_of else None,
+        "until": str(max(rows_of)) if rows_of else None,
+        "rows": examples.rows,
+        "requests": requests.rows,
+        "checksum": f"{requests.checksum:08x}{examples.checksum:08x}",
+    }
+
+
+def _request_columns() -> Columns:
+    return {"user_id": np.empty(0, np.int64), **_empty((*REQUEST_TENSORS, *USER_TENSORS))}
+
+
+def _impression_columns(labels: Mapping[str, type[np.generic]]) -> Columns:
+    own = {"request": np.int64, "timestamp_us": np.int64, **labels}
+    return {**{name: np.empty(0, kind) for name, kind in own.items()}, **_empty(VIDEO_TENSORS)}
+
+
+def _empty(tensors: Sequence[Tensor]) -> Columns:
+    """Columns of no rows; a tensor of one value a row has one dimension."""
+    shapes = {tensor.name: tensor.dims if tensor.dims[0] > 1 else () for tensor in tensors}
+    return {tensor.name: np.empty((0, *shapes[tensor.name]), tensor.dtype) for tensor in tensors}
+
+
+def _features(store: "FeatureStore", requests: Columns, impressions: Columns) -> tuple[Columns, Columns]:
+    from watchrank.feature_store import (  # Feast is slow to import
+        USER_TABLES,
+        VIDEO_TABLES,
+        historical_features,
+    )
+
+    users = historical_features(store, USER_TABLES, _entities(requests, "user_id"))
+    videos = historical_features(store, VIDEO_TABLES, _entities(impressions, "video_id"))
+    return users, videos
+
+
+def _entities(columns: Columns, key: str) -> pd.DataFrame:
+    times = pd.DatetimeIndex(columns["timestamp_us"].view("datetime64[us]")).tz_localize("UTC")
+    return pd.DataFrame({key: columns[key], EVENT_TIMESTAMP: times})

@@ -1,0 +1,1 @@
+"""Bringing a release into a Triton server: publish, load, smoke-test, take back."""

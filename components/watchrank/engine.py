@@ -1,0 +1,115 @@
+"""The engine below the Ibis expressions: everything that knows it is DuckDB stands here.
+
+Ingestion and features are engine-neutral expressions; opening the engine, reading and writing files and
+telling a bad file from a broken engine are not.
+"""
+
+import re
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import ibis
+import ibis.expr.types as ir
+from ibis.backends.duckdb import Backend
+
+from watchrank.config import EngineSettings
+from watchrank.errors import InputError, WatchrankError
+
+SPILL = "watchrank-spill-"
+
+
+def connect(settings: EngineSettings, joins_as_written: bool = False) -> Backend:
+    """Open an in-memory DuckDB in UTC that spills to a folder of its own below the system's temporary one.
+
+    The spill folder appears when memory runs short and goes when the connection does (`disconnect`).
+    `joins_as_written` keeps the right table of a join as the one held in memory: a CSV file tells no row
+    count, and DuckDB would take the largest table for the smallest.
+
+    Raises:
+        InputError: `engine.memory_limit` is no size.
+    """
+    spill = Path(tempfile.gettempdir()) / f"{SPILL}{uuid.uuid4().hex}"
+    options: dict[str, str | int] = {"memory_limit": settings.memory_limit, "temp_directory": str(spill)}
+    if settings.threads:
+        options["threads"] = settings.threads
+    if joins_as_written:
+        options["disabled_optimizers"] = "build_side_probe_side,join_order"
+    try:
+        return ibis.duckdb.connect(**options)
+    except duckdb.ParserException:
+        raise InputError(
+            f"The setting engine.memory_limit is no size: {settings.memory_limit!r}; give one such as 4GB."
+        ) from None
+
+
+def read_csv(engine: Backend, files: Iterable[Path], width: int, places: Mapping[str, int]) -> ir.Table:
+    """Return columns of comma-separated UTF-8 files with a header, plain or .gz, all as text.
+
+    `width` is the number of columns that every line has; `places` names the ones to read and their place.
+    """
+    table = engine.read_csv(
+        [str(file) for file in files],
+        columns={f"c{place}": "VARCHAR" for place in range(width)},
+        auto_detect=False,
+        header=True,
+        delim=",",
+        quote='"',
+        escape='"',
+    )
+    return table.select(**{name: table[f"c{place}"] for name, place in places.items()})
+
+
+def read_parquet(engine: Backend, files: Iterable[Path], partitioned: bool = False) -> ir.Table:
+    """Return the rows of Parquet files; where `partitioned`, `key=value` folders above become columns."""
+    return engine.read_parquet([str(file) for file in files], hive_partitioning=partitioned)
+
+
+def write_parquet(engine: Backend, table: ir.Table, path: Path) -> None:
+    """Write a table to one Parquet file, in its order, out of core."""
+    _relation(engine, table).write_parquet(str(path), compression="zstd")
+
+
+def write_partitions(engine: Backend, table: ir.Table, folder: Path, column: str) -> None:
+    """Write a table to `folder/<column>=<value>/`, in no order; a table of no rows leaves an empty folder."""
+    _relation(engine, table).write_parquet(str(folder), compression="snappy", partition_by=[column])
+
+
+@contextmanager
+def running(what: str) -> Iterator[None]:
+    """Turn the engine's complaints in the block into one sentence about `what`.
+
+    Raises:
+        InputError: a file cannot be read.
+        WatchrankError: memory or disk ran out.
+    """
+    try:
+        yield
+    except (duckdb.InternalException, duckdb.InterruptException, duckdb.BinderException):
+        raise
+    except duckdb.Error as error:
+        short = isinstance(error, duckdb.OutOfMemoryException)
+        if short or "No space left" in str(error) or SPILL in str(error):
+            print(str(error)[:600])
+            raise WatchrankError(
+                f"Memory or disk space ran out on {what}; raise engine.memory_limit or free disk space."
+            ) from None
+        raise InputError(f"Cannot read {_place(str(error), what)}") from None
+
+
+def _relation(engine: Backend, table: ir.Table) -> duckdb.DuckDBPyRelation:
+    return engine.con.sql(engine.compile(table))
+
+
+def _place(message: str, what: str) -> str:
+    """Say in one line where and why a file cannot be read, from DuckDB's many lines."""
+    file = re.search(r"^\s*file = (.+)$", message, re.M)
+    line = re.search(r"CSV Error on Line: (\d+)", message)
+    told = re.search(r"^(Expected Number of Columns|Value with unterminated|Maximum line).*$", message, re.M)
+    where = f"{file[1] if file else what}{f', line {line[1]}' if line else ''}"
+    why = "quotes or line ends are not as in RFC 4180" if "state machine" in message else message
+    why = (told[0] if told else why).strip().splitlines()[0]
+    return f"{where}: {why.rstrip(' .:')}; mend the file or export it again."

@@ -1,0 +1,193 @@
+"""Feast on one folder of features: what was known at a past time, and what is known now, as arrays.
+
+The definitions are in `feature_repo/`. Missing values become the same numbers offline and online: ids and
+times `PAD_ID`, counts and sums 0, other floats NaN, lists empty (then padded).
+"""
+
+import contextlib
+import io
+import os
+import runpy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import ibis
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import Entity, FeatureService, FeatureStore, FeatureView
+
+from watchrank.config import EngineSettings
+from watchrank.engine import connect
+from watchrank.errors import InputError
+from watchrank.schema import (
+    PAD_ID,
+    USER_ACTIVITY,
+    USER_PROFILE,
+    USER_TENSORS,
+    VIDEO_PROFILE,
+    VIDEO_STATISTICS,
+    Column,
+    Dtype,
+    Table,
+)
+
+USER_TABLES = (USER_PROFILE, USER_ACTIVITY)
+VIDEO_TABLES = (VIDEO_PROFILE, VIDEO_STATISTICS)
+
+_COUNTED = (USER_ACTIVITY, VIDEO_STATISTICS)
+_ARROW: dict[Dtype, pa.DataType] = {
+    "int64": pa.int64(),
+    "float32": pa.float32(),
+    "list<int64>": pa.list_(pa.int64()),
+    "list<float32>": pa.list_(pa.float32()),
+}
+
+
+def open_store(feature_repo: Path, features: Path, state: Path) -> FeatureStore:
+    """Apply the definitions of `feature_repo` to the features of one folder and open the store.
+
+    Args:
+        feature_repo: folder of `feature_store.yaml` and `definitions.py`.
+        features: folder that `features.build_features` wrote.
+        state: folder of the registry and the local online store; made when it is not there.
+
+    Raises:
+        InputError: one of the two folders lacks its files.
+    """
+    for needed, remedy in (
+        (feature_repo / "feature_store.yaml", "give the project's feature_repo folder"),
+        (feature_repo / "definitions.py", "give the project's feature_repo folder"),
+        (features / f"{USER_PROFILE.name}.parquet", "run `watchrank features` first"),
+    ):
+        if not needed.is_file():
+            raise InputError(f"There is no {needed}; {remedy}.")
+    state.mkdir(parents=True, exist_ok=True)
+    places = {"WATCHRANK_FEATURES": str(features.resolve()), "WATCHRANK_STATE": str(state.resolve())}
+    with _environment(places):
+        store = FeatureStore(repo_path=str(feature_repo))
+        definitions = runpy.run_path(str(feature_repo / "definitions.py"))
+    kinds = (Entity, FeatureView, FeatureService)
+    store.apply([value for value in definitions.values() if isinstance(value, kinds)])
+    return store
+
+
+def historical_features(
+    store: FeatureStore, tables: Sequence[Table], entity_rows: pd.DataFrame
+) -> dict[str, np.ndarray]:
+    """Join each row with the features known at its time.
+
+    Args:
+        store: from `open_store`.
+        tables: feature tables of one entity: `USER_TABLES` or `VIDEO_TABLES`.
+        entity_rows: N rows of the entity's id and `event_timestamp` (microseconds, UTC).
+
+    Returns:
+        Each feature in the order of the rows: [N], or [N, L] for a list.
+    """
+    numbered = entity_rows.assign(row_id=np.arange(len(entity_rows)))
+    with _bounded_engine():
+        joined = store.get_historical_features(numbered, features=feature_refs(tables)).to_arrow()
+    assert joined.num_rows == len(entity_rows), "the point-in-time join lost rows"
+    order = pc.sort_indices(joined["row_id"])
+    return _as_arrays(joined.take(order), tables)
+
+
+def materialise(store: FeatureStore, until: datetime) -> None:
+    """Write the newest features that are known at `until` (with a time zone) to the online store."""
+    with _bounded_engine(), contextlib.redirect_stdout(io.StringIO()):
+        store.materialize(datetime.fromtimestamp(0, UTC), until)
+
+
+def online_user_features(store: FeatureStore, user_ids: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return the newest features of n users, named, typed and shaped [n, *dims] as `schema.USER_TENSORS`."""
+    columns = _online_features(store, USER_TABLES, user_ids)
+    return {tensor.name: columns[tensor.name].reshape(-1, *tensor.dims) for tensor in USER_TENSORS}
+
+
+def online_video_features(store: FeatureStore, video_ids: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return the newest features of n videos, each [n], named and typed as `schema.VIDEO_TENSORS`."""
+    columns = _online_features(store, VIDEO_TABLES, video_ids)
+    return {"video_id": np.asarray(video_ids, dtype=np.int64), **columns}
+
+
+def feature_refs(tables: Sequence[Table]) -> list[str]:
+    """Return the features of the tables as Feast writes them."""
+    return [f"{table.name}:{column.name}" for table in tables for column in table.columns]
+
+
+def pad_lists(column: pa.ChunkedArray | pa.Array, length: int) -> np.ndarray:
+    """Cut or pad N lists to [N, length]; ids are padded with `PAD_ID`, floats with 0. Missing is empty."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    dtype = column.type.value_type.to_pandas_dtype()
+    padding = 0 if np.issubdtype(dtype, np.floating) else PAD_ID
+    padded = np.full((len(column), length), padding, dtype=dtype)
+    start = 0
+    for chunk in chunks:
+        cut = pc.list_slice(chunk, 0, length)
+        lengths = pc.fill_null(pc.list_value_length(cut), 0).to_numpy(zero_copy_only=False)
+        filled = np.arange(length) < lengths[:, None]
+        padded[start : start + len(chunk)][filled] = cut.flatten().to_numpy(zero_copy_only=False)
+        start += len(chunk)
+    return padded
+
+
+def _online_features(
+    store: FeatureStore, tables: Sequence[Table], ids: Sequence[int]
+) -> dict[str, np.ndarray]:
+    key = tables[0].key[0]
+    answer = store.get_online_features(feature_refs(tables), {key: [int(value) for value in ids]}).to_dict()
+    columns = [column for table in tables for column in table.columns]
+    arrays = {column.name: pa.array(answer[column.name], _ARROW[column.dtype]) for column in columns}
+    return _as_arrays(pa.table(arrays), tables)
+
+
+def _as_arrays(rows: pa.Table, tables: Sequence[Table]) -> dict[str, np.ndarray]:
+    return {
+        column.name: _as_array(rows[column.name], column, _default(table, column))
+        for table in tables
+        for column in table.columns
+    }
+
+
+def _as_array(values: pa.ChunkedArray, column: Column, default: float) -> np.ndarray:
+    if column.length is not None:
+        return pad_lists(values, column.length)
+    filled = pc.fill_null(values.cast(_ARROW[column.dtype]), pa.scalar(default, _ARROW[column.dtype]))
+    array: np.ndarray = filled.to_numpy()
+    return array
+
+
+def _default(table: Table, column: Column) -> float:
+    """Return what stands for a missing number."""
+    if column.nullable:
+        return float("nan")
+    return 0 if table in _COUNTED else PAD_ID
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, the only way to tell Feast's definitions where things lie."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
+def _bounded_engine() -> Iterator[None]:
+    """Let Feast, which reads through Ibis' default engine, run in bounded memory and spill to disk."""
+    engine, before = connect(EngineSettings()), ibis.options.default_backend
+    ibis.set_backend(engine)
+    try:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Ibis 12 on DuckDB 2
+            yield
+    finally:
+        ibis.options.default_backend = before
+        engine.disconnect()

@@ -1,0 +1,121 @@
+"""The feature tables, from events to files.
+
+A row stamped `s` covers exactly the events with `timestamp < s`, so a join that takes the latest row with
+`event_timestamp <= now` sees only the past. Everything is an Ibis expression, made of what both DuckDB and
+Spark can run.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import ibis
+import ibis.expr.types as ir
+
+from watchrank import events as event_files
+from watchrank.config import EngineSettings, FeatureSettings
+from watchrank.engine import connect, running
+from watchrank.features.counts import activity_counts, video_statistics
+from watchrank.features.histories import histories, with_lists
+from watchrank.features.profiles import profiles
+from watchrank.features.text import search_tokens
+from watchrank.schema import (
+    EVENT_TIMESTAMP,
+    PAD_ID,
+    USER_ACTIVITY,
+    USER_PROFILE,
+    USERS,
+    VIDEO_PROFILE,
+    VIDEO_STATISTICS,
+    VIDEOS,
+    Table,
+)
+from watchrank.storage import atomic_path
+
+ROW_GROUP_ROWS = 8_192
+"""Rows that a Parquet writer or reader holds at once."""
+
+
+def build_features(events: Path, features: Path, settings: FeatureSettings, engine: EngineSettings) -> None:
+    """Write the four feature tables of `schema.FEATURE_TABLES` under `features`, replacing what is there.
+
+    The profiles are one file each, stamped 1970-01-01; `user_activity` and `video_statistics` are
+    partitioned by the day of their stamp. Lists come newest first, unpadded. Of a column that the log
+    lacks the feature is `PAD_ID`, missing (a float) or an empty list.
+    """
+    with ExitStack() as stack:
+        con = connect(engine)
+        stack.callback(con.disconnect)
+        stack.enter_context(running(f"the events in {events}"))
+        fresh = stack.enter_context(atomic_path(features))
+        fresh.mkdir()
+        stage = Path(stack.enter_context(TemporaryDirectory(prefix=".stage.", dir=features.parent)))
+        users, videos = event_files.users(con, events), event_files.videos(con, events)
+        impressions = _impressions(con, events, videos)
+        searches = _searches(con, events, impressions)
+        _write(profiles(users, USERS, USER_PROFILE), fresh / f"{USER_PROFILE.name}.parquet")
+        _write(profiles(videos, VIDEOS, VIDEO_PROFILE), fresh / f"{VIDEO_PROFILE.name}.parquet")
+        statistics = video_statistics(impressions, settings.statistics_cadence_seconds)
+        _write_days(_staged(con, statistics, stage / "statistics"), VIDEO_STATISTICS, fresh)
+        counts = activity_counts(impressions, searches, settings.activity_cadence_seconds)
+        packed = [
+            replace(history, blocks=_staged(con, history.blocks, stage / history.count))
+            for history in histories(impressions, searches)
+        ]
+        finish = functools.partial(with_lists, packed=packed)
+        _write_days(_staged(con, counts, stage / "counts"), USER_ACTIVITY, fresh, finish)
+
+
+def _impressions(con: ibis.BaseBackend, events: Path, videos: ir.Table) -> ir.Table:
+    """Impressions with the channel, and with the time in UTC but without a time zone: faster to add to."""
+    impressions = event_files.impressions(con, events)
+    joined = impressions.left_join(videos.select("video_id", "channel_id"), "video_id")
+    return joined.select(
+        "user_id",
+        "video_id",
+        "clicked",
+        "watch_seconds",
+        channel_id=joined.channel_id.fill_null(PAD_ID),
+        time=joined.timestamp.cast("timestamp"),
+    )
+
+
+def _searches(con: ibis.BaseBackend, events: Path, impressions: ir.Table) -> ir.Table:
+    """Searches with the list of their tokens; no rows when the log has no searches."""
+    if "searches.query" in event_files.absent(events):
+        none = impressions.filter(ibis.literal(False))
+        return none.select("user_id", "time", query=ibis.null("string"), tokens=ibis.null("array<string>"))
+    searches = event_files.searches(con, events)
+    time, tokens = searches.timestamp.cast("timestamp"), search_tokens(searches["query"])
+    return searches.select("user_id", "query", time=time, tokens=tokens)
+
+
+def _write_days(
+    rows: ir.Table,
+    table: Table,
+    features: Path,
+    finish: Callable[[ir.Table], ir.Table] = lambda rows: rows,
+) -> None:
+    """Write one file a day of the stamp, `time`, with the columns of `table` after `finish` made them."""
+    day = rows.time.date()
+    for date in sorted(rows.select(day=day).distinct().to_pyarrow()["day"].to_pylist()):
+        snapshots = finish(rows.filter(day == date))
+        target = features / table.name / f"date={date}" / "part.parquet"
+        target.parent.mkdir(parents=True)
+        stamp = snapshots.time.cast("timestamp('UTC')")
+        _write(snapshots.select(*table.key, stamp.name(EVENT_TIMESTAMP), *table.names), target)
+
+
+def _staged(con: ibis.BaseBackend, table: ir.Table, path: Path) -> ir.Table:
+    """Compute a table once, on disk, and read it from there."""
+    table.to_parquet(path, row_group_size=ROW_GROUP_ROWS)
+    return con.read_parquet(path)
+
+
+def _write(table: ir.Table, target: Path) -> None:
+    """Write sorted by entity, then time: neighbouring lists are alike and compress well."""
+    ordered = table.order_by(table.columns[0], EVENT_TIMESTAMP)
+    ordered.to_parquet(target, compression="zstd", row_group_size=ROW_GROUP_ROWS)

@@ -1,0 +1,98 @@
+"""How much happened before each stamp: to a video, or by a user.
+
+Measures are whole numbers (watch time in microseconds) kept as float64: their sums are exact in any order,
+and become int64 at the end. DuckDB would add int64 up to 128 bits, which Parquet does not have.
+"""
+
+from collections.abc import Mapping
+
+import ibis
+import ibis.expr.types as ir
+
+from watchrank.features.times import INSTANT, rounded, stamp
+from watchrank.schema import DAY_SECONDS
+
+_MICROSECONDS = 1_000_000
+_NONE, _ONE = ibis.literal(0.0), ibis.literal(1.0)
+
+
+def video_statistics(impressions: ir.Table, cadence: int) -> ir.Table:
+    """Count each video's impressions, clicks and seconds at the end of every bucket that has any.
+
+    Returns:
+        `video_id`, the stamp as `time`, and the columns of `schema.VIDEO_STATISTICS`.
+    """
+    totals = {
+        f"video_{name}_{days}d": (measure, days)
+        for days in (1, 7)
+        for name, measure in (
+            ("impressions", "impressions"),
+            ("clicks", "clicks"),
+            ("watch_seconds", "watch"),
+        )
+    }
+    return _totals_before(_measured(impressions, "video_id"), "video_id", cadence, totals)
+
+
+def activity_counts(impressions: ir.Table, searches: ir.Table, cadence: int) -> ir.Table:
+    """Count what each snapshot of a user follows.
+
+    Returns:
+        `user_id`, the stamp as `time`, the counts of `schema.USER_ACTIVITY`, and how many `impressions`,
+        `clicks` and `tokens` there ever were.
+    """
+    totals: dict[str, tuple[str, int | None]] = {
+        "impressions": ("impressions", None),
+        "clicks": ("clicks", None),
+        "tokens": ("tokens", None),
+        "user_impressions_7d": ("impressions", 7),
+        "user_clicks_7d": ("clicks", 7),
+        "user_watch_seconds_7d": ("watch", 7),
+    }
+    shown = _measured(impressions, "user_id").mutate(tokens=_NONE)
+    tokens = searches.tokens.length().cast("float64")
+    searched = searches.select("user_id", "time", impressions=_NONE, clicks=_NONE, watch=_NONE, tokens=tokens)
+    return _totals_before(shown.union(searched), "user_id", cadence, totals)
+
+
+def _measured(impressions: ir.Table, key: str) -> ir.Table:
+    return impressions.select(
+        key,
+        "time",
+        impressions=_ONE,
+        clicks=impressions.clicked.cast("int64").cast("float64"),
+        watch=(impressions.watch_seconds * _MICROSECONDS).round().cast("float64"),
+    )
+
+
+def _totals_before(
+    events: ir.Table, key: str, cadence: int, totals: Mapping[str, tuple[str, int | None]]
+) -> ir.Table:
+    """Stamp the events and add up, at each stamp, what came before.
+
+    Args:
+        events: `key`, `time` and measures.
+        key: the entity's column.
+        cadence: seconds between two stamps, 0 for one after each event.
+        totals: a name for each sum, with its measure and how many days it goes back; None for all.
+
+    Returns:
+        `key`, the stamp as `time`, and the sums; those of `watch` in seconds.
+    """
+    measures = [name for name in events.columns if name not in (key, "time")]
+    events = events.mutate(time=rounded(events.time, cadence))
+    events = events.group_by(key, "time").agg(**{name: events[name].sum() for name in measures})
+    stamps = events.select(key, time=stamp(events.time, cadence)).distinct()
+    rows = events.mutate(is_stamp=ibis.literal(False)).union(
+        stamps.mutate(**dict.fromkeys(measures, _NONE), is_stamp=ibis.literal(True))
+    )
+
+    def total(measure: str, days: int | None) -> ir.Value:
+        start = None if days is None else ibis.interval(seconds=days * DAY_SECONDS)
+        window = ibis.range_window(group_by=key, order_by="time", preceding=(start, INSTANT))
+        value = rows[measure].sum().over(window).fill_null(0)
+        return (value / _MICROSECONDS).cast("float32") if measure == "watch" else value.cast("int64")
+
+    sums = {name: total(measure, days) for name, (measure, days) in totals.items()}
+    summed = rows.select(key, "time", "is_stamp", **sums)
+    return summed.filter(summed.is_stamp).drop("is_stamp")

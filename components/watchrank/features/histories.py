@@ -1,0 +1,99 @@
+"""A user's last items before each snapshot, newest first.
+
+A row of lists takes up to 3 KB, so lists are built last, for the snapshots of one day at a time. A user's
+items lie in blocks as long as the list, and a snapshot cuts its list out of one block and the block before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ibis
+import ibis.expr.types as ir
+
+from watchrank.features.text import text_ids
+from watchrank.features.times import epoch_seconds
+from watchrank.schema import USER_ACTIVITY
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """All items of one kind, packed.
+
+    Attributes:
+        count: the column of `counts.activity_counts` that says how many items a snapshot follows.
+        length: of a list, and of a block.
+        lists: the features of `schema.USER_ACTIVITY` that are lists of these items.
+        blocks: `user_id`, `block` (from 0), `newest` (the place, among all items of the user, of the first in
+            the list, from 0), and the lists: a block's items and those of the block before, newest first.
+    """
+
+    count: str
+    length: int
+    lists: tuple[str, ...]
+    blocks: ir.Table
+
+
+def histories(impressions: ir.Table, searches: ir.Table) -> list[History]:
+    """Pack what users were shown, watched and searched for."""
+    shown = impressions.select("user_id", "time", "video_id", impression_video_ids="video_id")
+    clicked = impressions.filter(impressions.clicked)
+    watched = clicked.select(
+        "user_id",
+        "time",
+        "video_id",
+        watched_video_ids="video_id",
+        watched_channel_ids="channel_id",
+        watched_times=epoch_seconds(clicked.time),
+        watched_seconds=clicked.watch_seconds.cast("float32"),
+    )
+    words = searches.unnest("tokens", offset="place")
+    searched = words.select("user_id", "time", "query", "place", search_token_ids=text_ids(words.tokens))
+    return [
+        _history("impressions", shown, ["video_id"]),
+        _history("clicks", watched, ["video_id"]),
+        _history("tokens", searched, ["query", "place"]),
+    ]
+
+
+def with_lists(snapshots: ir.Table, packed: Sequence[History]) -> ir.Table:
+    """Add to each snapshot the last items before it."""
+    for history in packed:
+        snapshots = _with_lists(snapshots, history)
+    return snapshots
+
+
+def _history(count: str, items: ir.Table, ties: Sequence[str]) -> History:
+    """Pack items; those of the same time are ordered by `ties`."""
+    lists = [column for column in USER_ACTIVITY.columns if column.name in items.columns]
+    names, length = tuple(column.name for column in lists), lists[0].length
+    assert length is not None
+    in_order = ibis.window(group_by="user_id", order_by=["time", *ties])
+    items = items.mutate(place=ibis.row_number().over(in_order))
+    newest_first = (
+        ibis.struct({"age": -items.place, **{name: items[name] for name in names}}).collect().sort()
+    )
+    blocks = items.group_by("user_id", block=items.place // length).agg(
+        newest=items.place.max(), structs=newest_first
+    )
+    blocks = blocks.select(
+        "user_id", "block", "newest", **{name: _pick(blocks.structs, name) for name in names}
+    )
+    in_turn = ibis.window(group_by="user_id", order_by="block")
+    joined = {name: blocks[name].concat(_or_empty(blocks[name].lag().over(in_turn))) for name in names}
+    return History(count=count, length=length, lists=names, blocks=blocks.mutate(**joined))
+
+
+def _with_lists(snapshots: ir.Table, history: History) -> ir.Table:
+    keyed = snapshots.mutate(block=(snapshots[history.count] - 1) // history.length)
+    joined = keyed.left_join(history.blocks, ["user_id", "block"], rname="{name}_of_block")
+    skip = joined.newest + 1 - joined[history.count]
+    lists = {name: _or_empty(joined[name][skip : skip + history.length]) for name in history.lists}
+    return joined.select(*snapshots.columns, **lists)
+
+
+def _pick(structs: ir.ArrayValue, name: str) -> ir.ArrayValue:
+    return structs.map(lambda item: item[name])
+
+
+def _or_empty(lists: ir.ArrayValue) -> ir.ArrayValue:
+    return lists.fill_null(ibis.literal([], lists.type()))

@@ -1,0 +1,124 @@
+"""Bring a table's files into a staging folder: typed, judged and split into days, in one pass, out of core.
+
+`part=<day>/` (or `part=all/`, for users and videos) holds the good rows, `part=bad/` the others. Nothing of
+the events folder is touched here.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+from ibis.backends.duckdb import Backend
+
+from watchrank import engine as engines
+from watchrank.config import IngestionSettings
+from watchrank.errors import InputError
+from watchrank.events import DAILY, Day
+from watchrank.ingestion.files import Input, check_text
+from watchrank.ingestion.measure import measure
+from watchrank.ingestion.rules import References, judge
+from watchrank.ingestion.values import UNREAD
+from watchrank.schema import Table
+
+ALL = "all"
+BAD = "bad"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """A staged table: its columns in the schema's order, its good rows by part, its bad ones by reason."""
+
+    engine: Backend
+    table: Table
+    columns: tuple[str, ...]
+    folder: Path
+    parts: dict[str, Day]
+    quarantined: dict[str, Day]
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """The schema's columns that the source lacks, as `table.column`."""
+        return tuple(f"{self.table.name}.{name}" for name in self.table.names if name not in self.columns)
+
+    def rows(self, part: str) -> ir.Table:
+        """Return the good rows of a part, in no order."""
+        return self._open(part).select(*self.columns)
+
+    def bad_rows(self) -> ir.Table:
+        """Return the bad rows: each value as text, as it stood in the source where it could not be read."""
+        rows = self._open(BAD)
+        texts = {name: ibis.coalesce(rows[UNREAD + name], rows[name].cast("string")) for name in self.columns}
+        return rows.select(**texts, reason=rows.reason)
+
+    def _open(self, part: str) -> ir.Table:
+        return engines.read_parquet(self.engine, (self.folder / f"part={part}").glob("*.parquet"))
+
+
+def stage(
+    engine: Backend,
+    source: Input,
+    folder: Path,
+    settings: IngestionSettings,
+    references: References | None = None,
+) -> Staged:
+    """Stage a table below `folder`; impressions and searches must refer to `references`.
+
+    Raises:
+        InputError: a file is broken, there are no rows, or too many are bad.
+    """
+    table, columns, target = source.table, source.columns, folder / source.table.name
+    try:
+        with engines.running(f"the table {table.name} ({source.place})"):
+            judged = judge(source.rows(engine), table, settings, references)
+            engines.write_partitions(engine, judged.mutate(part=_part(judged, table)), target, "part")
+    except InputError:
+        check_text(source.files)
+        raise
+    if not any(target.rglob("*.parquet")):
+        raise InputError(f"The table {table.name} ({source.place}) holds no rows; export it again.")
+    staged = _measured(engine, table, columns, target)
+    _check_share(staged, source, settings.max_quarantine_share)
+    return staged
+
+
+def _part(judged: ir.Table, table: Table) -> ir.Value:
+    part = judged.timestamp.date().cast("string") if table in DAILY else ibis.literal(ALL)
+    return judged.reason.isnull().ifelse(part, BAD)
+
+
+def _measured(engine: Backend, table: Table, columns: tuple[str, ...], folder: Path) -> Staged:
+    rows = engines.read_parquet(engine, folder.rglob("*.parquet"), partitioned=True)
+    good = rows.filter(rows.reason.isnull()).mutate(part=rows.part.cast("string"))
+    staged = Staged(
+        engine=engine,
+        table=table,
+        columns=columns,
+        folder=folder,
+        parts=measure(good, columns, "part"),
+        quarantined={},
+    )
+    if not (folder / f"part={BAD}").exists():
+        return staged
+    return replace(staged, quarantined=measure(staged.bad_rows(), columns, "reason"))
+
+
+def _check_share(staged: Staged, source: Input, limit: float) -> None:
+    bad = sum(group.rows for group in staged.quarantined.values())
+    rows = bad + sum(part.rows for part in staged.parts.values())
+    if bad <= limit * rows and bad < rows:
+        return
+    reasons = sorted(staged.quarantined.items(), key=lambda item: (-item[1].rows, item[0]))
+    counts = ", ".join(f"{group.rows:,} {reason}" for reason, group in reasons)
+    raise InputError(
+        f"Of the table {staged.table.name} ({source.place}) {bad:,} of {rows:,} rows ({bad / rows:.1%}) "
+        f"are bad and at most {limit:.1%} may be, never all: {counts}; an example of {reasons[0][0]} is "
+        f"{_example(staged, reasons[0][0])}; correct the files or raise ingestion.max_quarantine_share."
+    )
+
+
+def _example(staged: Staged, reason: str) -> str:
+    rows = staged.bad_rows()
+    first = rows.filter(rows.reason == reason).drop("reason").order_by(*staged.columns).limit(1)
+    values = first.to_pyarrow().to_pylist()[0]
+    return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not None)[:300]

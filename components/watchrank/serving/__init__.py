@@ -1,0 +1,1 @@
+"""Asking a Triton server."""

@@ -1,0 +1,67 @@
+"""Reading the events folder back."""
+
+from datetime import date
+
+import pytest
+
+from watchrank import events as reading
+from watchrank.config import EngineSettings
+from watchrank.engine import connect
+from watchrank.errors import InputError
+from watchrank.schema import IMPRESSIONS, SEARCHES
+
+
+@pytest.fixture
+def engine():
+    connection = connect(EngineSettings(memory_limit="1GB", threads=1))
+    yield connection
+    connection.disconnect()
+
+
+@pytest.fixture
+def events(tmp_path, log, run):
+    run(log.write(tmp_path / "data"), tmp_path / "events")
+    return tmp_path / "events"
+
+
+def test_manifest_tells_days_and_absent_columns(events):
+    assert reading.days(events) == [date(2026, 1, 5), date(2026, 1, 6)]
+    assert reading.days(events, SEARCHES) == []
+    assert "videos.title" in reading.absent(events)
+    assert "users.language" not in reading.absent(events)
+
+
+def test_impressions_have_their_day(engine, events):
+    impressions = reading.impressions(engine, events)
+    days = impressions.group_by("date").agg(rows=impressions.count()).order_by("date")
+    assert days.to_pyarrow().to_pylist() == [
+        {"date": date(2026, 1, 5), "rows": 2},
+        {"date": date(2026, 1, 6), "rows": 1},
+    ]
+
+
+def test_only_days_in_the_manifest_are_read(engine, events):
+    stray = reading.partition_of(events, IMPRESSIONS, "2026-01-07")
+    stray.parent.mkdir()
+    stray.write_bytes(b"half a file")
+    assert reading.impressions(engine, events).count().to_pyarrow().as_py() == 3
+
+
+def test_users_and_videos_are_one_table_each(engine, events):
+    assert reading.users(engine, events).columns == ("user_id", "language")
+    assert reading.videos(engine, events).count().to_pyarrow().as_py() == 2
+
+
+def test_searches_that_there_are_not(engine, events):
+    with pytest.raises(InputError, match="have no searches"):
+        reading.searches(engine, events)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "There is no"), ("{}", "no manifest"), ("\x00", "no manifest")]
+)
+def test_folder_without_a_manifest(tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match=rf"{said}.*watchrank ingest"):
+        reading.days(tmp_path)
