@@ -12,6 +12,15 @@ from watchrank_components import ranking as ranking_components
 _DEFAULTS = Config().model_dump(mode="json", exclude_none=True)
 
 
+class Reports(NamedTuple):
+    """What a run leaves to look at."""
+
+    report: HTML
+    validation_report: HTML
+    results: Dataset
+    recommendations: Markdown
+
+
 @dsl.pipeline(name="watchrank-training", display_name="watchrank: training")
 def training_pipeline(
     workspace: str,
@@ -29,10 +38,7 @@ def training_pipeline(
     training: dict = _DEFAULTS["training"],
     export: dict = _DEFAULTS["export"],
     deployment: dict = _DEFAULTS["deployment"],
-) -> NamedTuple(
-    "Reports",
-    [("report", HTML), ("validation_report", HTML), ("results", Dataset), ("recommendations", Markdown)],
-):
+) -> Reports:
     """Raw logs to a release that Triton serves.
 
     Args:
@@ -101,7 +107,7 @@ def training_pipeline(
         feature_repo=feature_repo,
         deployment=deployment,
     ).set_display_name("Recommendations")
-    return (
+    return Reports(
         evaluated.outputs["report"],
         validated.outputs["report"],
         evaluated.outputs["results"],

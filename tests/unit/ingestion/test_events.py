@@ -1,5 +1,6 @@
 """Reading the events folder back."""
 
+import shutil
 from datetime import date
 
 import pytest
@@ -18,10 +19,16 @@ def engine():
     connection.disconnect()
 
 
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory, new_log, run):
+    folder = tmp_path_factory.mktemp("events")
+    run(new_log().write(folder / "data"), folder / "events")
+    return folder / "events"
+
+
 @pytest.fixture
-def events(tmp_path, log, run):
-    run(log.write(tmp_path / "data"), tmp_path / "events")
-    return tmp_path / "events"
+def events(tmp_path, ingested):
+    return shutil.copytree(ingested, tmp_path / "events")
 
 
 def test_manifest_tells_days_and_absent_columns(events):

@@ -15,15 +15,30 @@ MANIFEST = "manifest.json"
 
 
 @pytest.fixture
-def data(tmp_path, log):
-    """The log's folder, with one bad row, so that there is a quarantine."""
+def log(new_log):
+    """The log with one bad row, so that there is a quarantine."""
+    log = new_log()
     log.impressions.append(log.impression(user_id="9"))
-    return log.write(tmp_path / "data")
+    return log
 
 
 @pytest.fixture
-def events(tmp_path):
-    return tmp_path / "out" / "events"
+def data(tmp_path, log):
+    return log.write(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, new_log, run):
+    """The report and the events folder of the first run on the log."""
+    folder, log = tmp_path_factory.mktemp("first"), new_log()
+    log.impressions.append(log.impression(user_id="9"))
+    return run(log.write(folder / "data"), folder / "events"), folder / "events"
+
+
+@pytest.fixture
+def events(tmp_path, first):
+    """A copy of the events folder after the first run."""
+    return shutil.copytree(first[1], tmp_path / "out" / "events")
 
 
 def changed(before, after):
@@ -31,23 +46,21 @@ def changed(before, after):
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
-def test_first_run_writes_everything_and_nothing_else(data, events, run, files_in):
-    report = run(data, events)
+def test_first_run_writes_everything_and_nothing_else(first, files_in):
+    report, events = first
     tables = {"users.parquet", "videos.parquet", DAY_5, DAY_6, "quarantine/impressions/part.parquet"}
     assert set(report.written) == tables
     assert set(files_in(events)) == {*tables, MANIFEST}
-    assert [path.name for path in events.parent.iterdir()] == ["events"]
+    assert {path.name for path in events.parent.iterdir()} == {"data", "events"}
 
 
 def test_second_run_on_the_same_input_touches_no_file(data, events, run, files_in):
-    run(data, events)
     before = files_in(events)
     assert run(data, events).written == ()
     assert files_in(events) == before
 
 
 def test_order_and_format_of_the_input_do_not_matter(tmp_path, log, data, events, run, files_in):
-    run(data, events)
     before = files_in(events)
     log.impressions.reverse()
     run(log.write(tmp_path / "other", "csv.gz"), events)
@@ -55,7 +68,6 @@ def test_order_and_format_of_the_input_do_not_matter(tmp_path, log, data, events
 
 
 def test_new_day_adds_only_its_partition(log, data, events, run, files_in):
-    run(data, events)
     before = files_in(events)
     log.impressions.append(log.impression(timestamp="2026-01-07T00:00:00Z"))
     report = run(log.write(data), events)
@@ -65,7 +77,6 @@ def test_new_day_adds_only_its_partition(log, data, events, run, files_in):
 
 
 def test_changed_day_replaces_its_partition(log, data, events, run, files_in, rows_of):
-    run(data, events)
     before = files_in(events)
     log.impressions[2]["watch_seconds"] = "13"
     run(log.write(data), events)
@@ -73,8 +84,7 @@ def test_changed_day_replaces_its_partition(log, data, events, run, files_in, ro
     assert [row["watch_seconds"] for row in rows_of(events / DAY_6)] == [13.0]
 
 
-def test_vanished_days_users_and_videos_stay(log, data, events, run, files_in):
-    first = run(data, events)
+def test_vanished_days_users_and_videos_stay(log, data, events, first, run, files_in):
     before = files_in(events)
     log.impressions = [log.impression(timestamp="2026-01-07T00:00:00Z", video_id="11")]
     log.users.pop()
@@ -82,12 +92,11 @@ def test_vanished_days_users_and_videos_stay(log, data, events, run, files_in):
     report = run(log.write(data), events)
     assert changed(before, files_in(events)) == {DAY_7, MANIFEST, "quarantine/impressions/part.parquet"}
     days = report.tables["impressions"].days
-    assert {day: days[day] for day in ("2026-01-05", "2026-01-06")} == first.tables["impressions"].days
+    assert {day: days[day] for day in ("2026-01-05", "2026-01-06")} == first[0].tables["impressions"].days
     assert (report.tables["users"].rows, report.tables["videos"].rows) == (2, 2)
 
 
 def test_changed_user_replaces_the_earlier_one(log, data, events, run, rows_of):
-    run(data, events)
     log.users = [{"user_id": "2", "language": "fr"}]
     run(log.write(data), events)
     users = rows_of(events / "users.parquet")
@@ -95,7 +104,6 @@ def test_changed_user_replaces_the_earlier_one(log, data, events, run, rows_of):
 
 
 def test_mended_row_leaves_the_quarantine(log, data, events, run):
-    run(data, events)
     log.impressions[-1]["user_id"] = "1"
     report = run(log.write(data), events)
     assert report.tables["impressions"].quarantined == {}
@@ -104,7 +112,6 @@ def test_mended_row_leaves_the_quarantine(log, data, events, run):
 
 @pytest.mark.parametrize("lost", [MANIFEST, DAY_5, "users.parquet", "quarantine/impressions/part.parquet"])
 def test_lost_file_comes_back(data, events, run, files_in, lost):
-    run(data, events)
     before = files_in(events)
     (events / lost).unlink()
     run(data, events)
@@ -114,18 +121,16 @@ def test_lost_file_comes_back(data, events, run, files_in, lost):
     }
 
 
-def test_lost_manifest_keeps_days_that_the_input_no_longer_has(log, data, events, run):
-    first = run(data, events)
+def test_lost_manifest_keeps_days_that_the_input_no_longer_has(log, data, events, first, run):
     (events / MANIFEST).write_text("{")
     log.impressions = [log.impression(timestamp="2026-01-07T00:00:00Z")]
     days = run(log.write(data), events).tables["impressions"].days
     assert list(days) == ["2026-01-05", "2026-01-06", "2026-01-07"]
-    assert days["2026-01-05"] == first.tables["impressions"].days["2026-01-05"]
+    assert days["2026-01-05"] == first[0].tables["impressions"].days["2026-01-05"]
 
 
 def test_run_killed_before_its_manifest_is_put_right(log, data, events, run, files_in, rows_of, monkeypatch):
     """Even by a run on the input from before: the first manifest must not vouch for the half-written day."""
-    run(data, events)
     whole = files_in(events)
     log.impressions[2]["watch_seconds"] = "13"
     monkeypatch.setattr("watchrank.ingestion.job.write_json", interrupt)
@@ -144,7 +149,6 @@ def interrupt(*_):
 
 
 def test_failing_run_leaves_earlier_outputs_as_they_were(log, data, events, run, files_in):
-    run(data, events)
     before = files_in(events)
     log.users[0]["language"] = "fr"
     log.impressions += [log.impression(clicked="?", timestamp=f"2026-01-08T00:00:0{i}Z") for i in range(3)]
@@ -155,7 +159,6 @@ def test_failing_run_leaves_earlier_outputs_as_they_were(log, data, events, run,
 
 
 def test_new_column_rewrites_the_days_that_gain_it(log, data, events, run, rows_of):
-    run(data, events)
     for row in log.impressions:
         row["liked"] = ""
     report = run(log.write(data), events)
@@ -164,7 +167,6 @@ def test_new_column_rewrites_the_days_that_gain_it(log, data, events, run, rows_
 
 
 def test_other_columns_beside_kept_days_are_refused(log, data, events, run, files_in):
-    run(data, events)
     before = files_in(events)
     log.impressions = [log.impression(timestamp="2026-01-07T00:00:00Z", liked="1")]
     with pytest.raises(InputError, match=r"date=2026-01-05.*ingest into another folder"):
@@ -172,8 +174,7 @@ def test_other_columns_beside_kept_days_are_refused(log, data, events, run, file
     assert files_in(events) == before
 
 
-def test_another_source_beside_kept_days_is_refused(tmp_path, data, events, run):
-    run(data, events)
+def test_another_source_beside_kept_days_is_refused(tmp_path, events, run):
     kuairand = tmp_path / "kuairand"
     kuairand.mkdir()
     (kuairand / "user_features.csv").write_text("user_id\n1\n")
@@ -187,8 +188,7 @@ def test_another_source_beside_kept_days_is_refused(tmp_path, data, events, run)
         run(kuairand, events, source="kuairand")
 
 
-def test_partition_is_sorted_typed_and_without_its_date(data, events, run):
-    run(data, events)
+def test_partition_is_sorted_typed_and_without_its_date(events):
     table = pq.ParquetFile(events / DAY_5).read()
     assert table.schema.names == ["user_id", "video_id", "timestamp", "clicked", "watch_seconds", "surface"]
     types = [str(field.type) for field in table.schema]
@@ -196,9 +196,8 @@ def test_partition_is_sorted_typed_and_without_its_date(data, events, run):
     assert [time.hour for time in table["timestamp"].to_pylist()] == [9, 10]
 
 
-def test_manifest_says_what_there_is(data, events, run):
-    report = run(data, events)
-    shutil.rmtree(data)
+def test_manifest_says_what_there_is(first):
+    report, events = first
     found = manifest(events)
     assert found.model_dump() == report.model_dump(exclude={"written"})
     assert found.source == "own"

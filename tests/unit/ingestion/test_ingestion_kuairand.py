@@ -27,16 +27,17 @@ LOG = """user_id,video_id,time_ms,is_click,is_like,is_follow,long_view,play_time
 """
 
 
-@pytest.fixture
-def events(tmp_path, run):
-    data = tmp_path / "data"
+@pytest.fixture(scope="module")
+def events(tmp_path_factory, run):
+    folder = tmp_path_factory.mktemp("kuairand")
+    data = folder / "data"
     data.mkdir()
     (data / "user_features_pure.csv").write_text(USERS)
     (data / "video_features_basic_pure.csv").write_text(VIDEOS)
     (data / "log_standard_4_25_to_5_04_pure.csv").write_text(LOG)
     (data / "log_random_4_22_to_5_08_pure.csv").write_text("never read")
-    run(data, tmp_path / "events", source="kuairand")
-    return tmp_path / "events"
+    run(data, folder / "events", source="kuairand")
+    return folder / "events"
 
 
 def test_log_becomes_impressions(events, rows_of):
