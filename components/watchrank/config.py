@@ -59,7 +59,7 @@ class ValidationSettings(Settings):
 
     min_rows_a_day: int = Field(100, ge=1)
     max_volume_change: float = Field(
-        5, gt=1, description="a day's rows against the median day's, as a factor"
+        10, gt=1, description="a day's rows against the median day's, as a factor"
     )
     min_click_rate: float = Field(0.001, ge=0, le=1)
     max_click_rate: float = Field(0.95, ge=0, le=1)
@@ -79,7 +79,7 @@ class SplitSettings(Settings):
     """Which days train, validate and test. The test window is the last one."""
 
     test_days: int = Field(2, ge=1)
-    validation_days: int = Field(2, ge=0, description="days that stop training and calibrate")
+    validation_days: int = Field(1, ge=0, description="days that stop training and calibrate")
 
 
 HIDDEN_PRESETS: dict[str, tuple[int, ...]] = {

@@ -69,8 +69,9 @@ def read_parquet(engine: Backend, files: Iterable[Path], partitioned: bool = Fal
 
 
 def write_parquet(engine: Backend, table: ir.Table, path: Path) -> None:
-    """Write a table to one Parquet file, in its order, out of core."""
-    _relation(engine, table).write_parquet(str(path), compression="zstd")
+    """Write a table to one Parquet file, in its order, out of core; every column may hold NULL."""
+    with _without_optimizer(engine, "statistics_propagation"):
+        _relation(engine, table).write_parquet(str(path), compression="zstd")
 
 
 def write_partitions(engine: Backend, table: ir.Table, folder: Path, column: str) -> None:
@@ -93,11 +94,25 @@ def running(what: str) -> Iterator[None]:
     except duckdb.Error as error:
         short = isinstance(error, duckdb.OutOfMemoryException)
         if short or "No space left" in str(error) or SPILL in str(error):
-            print(str(error)[:600])
             raise WatchrankError(
                 f"Memory or disk space ran out on {what}; raise engine.memory_limit or free disk space."
             ) from None
         raise InputError(f"Cannot read {_place(str(error), what)}") from None
+
+
+@contextmanager
+def _without_optimizer(engine: Backend, name: str) -> Iterator[None]:
+    """Switch an optimizer off.
+
+    Left on, statistics propagation marks a column NOT NULL in the files in which it happens to hold none, and
+    the partitions of a table differ in their schema.
+    """
+    before = engine.settings["disabled_optimizers"]
+    engine.settings["disabled_optimizers"] = ",".join(filter(None, (before, name)))
+    try:
+        yield
+    finally:
+        engine.settings["disabled_optimizers"] = before
 
 
 def _relation(engine: Backend, table: ir.Table) -> duckdb.DuckDBPyRelation:

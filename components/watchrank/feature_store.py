@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast import Entity, FeatureService, FeatureStore, FeatureView
 
 from watchrank.config import EngineSettings
 from watchrank.engine import connect
@@ -34,6 +33,9 @@ from watchrank.schema import (
     Dtype,
     Table,
 )
+
+with warnings.catch_warnings():  # Feast switches every library's deprecation warnings on
+    from feast import Entity, FeatureService, FeatureStore, FeatureView
 
 USER_TABLES = (USER_PROFILE, USER_ACTIVITY)
 VIDEO_TABLES = (VIDEO_PROFILE, VIDEO_STATISTICS)
@@ -97,7 +99,10 @@ def historical_features(
 
 
 def materialise(store: FeatureStore, until: datetime) -> None:
-    """Write the newest features that are known at `until` (with a time zone) to the online store."""
+    """Write the newest features that are known at `until` (with a time zone) to the online store.
+
+    Entities of which nothing is known by then keep what they have online.
+    """
     with _bounded_engine(), contextlib.redirect_stdout(io.StringIO()):
         store.materialize(datetime.fromtimestamp(0, UTC), until)
 
@@ -176,8 +181,9 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        for name in values:
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 @contextlib.contextmanager
@@ -186,8 +192,7 @@ def _bounded_engine() -> Iterator[None]:
     engine, before = connect(EngineSettings()), ibis.options.default_backend
     ibis.set_backend(engine)
     try:
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Ibis 12 on DuckDB 2
-            yield
+        yield
     finally:
         ibis.options.default_backend = before
         engine.disconnect()

@@ -44,7 +44,7 @@ class AsOfOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
     ) -> RetrievalJob:
         """Join each row of `entity_df` (keys and `event_timestamp`) with the features known at its time."""
         if full_feature_names or filter_by_created_timestamp or any(view.ttl for view in feature_views):
-            raise NotImplementedError("Full feature names, created timestamps and a time to live.")
+            raise NotImplementedError("No full feature names, created timestamps or time to live here.")
         rows = ibis.memtable(entity_df)
         rows = rows.mutate(event_timestamp=rows.event_timestamp.cast(UTC_MICROSECONDS))
         for view in feature_views:

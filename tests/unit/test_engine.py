@@ -3,6 +3,8 @@
 import tempfile
 
 import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from watchrank import engine as engines
@@ -35,6 +37,20 @@ def test_sort_larger_than_memory_spills_and_cleans_up(tmp_path, monkeypatch):
     engine.disconnect()
     assert first[0]["number"] == 999_999
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_files_of_one_table_have_one_schema(tmp_path):
+    """A column without NULL in one file may have one in the next."""
+    engine = engines.connect(EngineSettings(memory_limit="100MB", threads=1), joins_as_written=True)
+    pq.write_table(pa.table({"number": [1, 2, None]}), tmp_path / "all.parquet")
+    rows = engines.read_parquet(engine, [tmp_path / "all.parquet"])
+    engines.write_parquet(engine, rows.filter(rows.number > 1), tmp_path / "some.parquet")
+    engines.write_parquet(
+        engine, engines.read_parquet(engine, [tmp_path / "some.parquet"]), tmp_path / "again"
+    )
+    assert pq.read_schema(tmp_path / "again") == pq.read_schema(tmp_path / "all.parquet")
+    assert "statistics_propagation" not in engine.settings["disabled_optimizers"]
+    engine.disconnect()
 
 
 def test_memory_that_runs_out_is_no_fault_of_the_input(tmp_path):

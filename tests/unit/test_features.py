@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from watchrank.config import EngineSettings, FeatureSettings
+from watchrank.engine import connect
 from watchrank.errors import InputError
 from watchrank.features import build_features
 from watchrank.features.text import search_tokens, text_ids
@@ -19,6 +20,13 @@ INSTANT = timedelta(microseconds=1)
 HOUR = timedelta(hours=1)
 WEEK = timedelta(days=7)
 NOON = datetime(2026, 1, 10, 12, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    connection = connect(EngineSettings())
+    yield connection
+    connection.disconnect()
 
 
 def rows_of(features: Path, table: str, *keys: int) -> list[dict]:
@@ -334,18 +342,16 @@ def test_a_broken_events_file_leaves_the_features_as_they_were(make_features, sh
         ("", []),
     ],
 )
-def test_search_tokens(query, tokens):
-    con = ibis.duckdb.connect()
+def test_search_tokens(engine, query, tokens):
     table = ibis.memtable(pa.table({"query": [query]}))
-    assert con.to_pyarrow(table.select(tokens=search_tokens(table["query"])))["tokens"].to_pylist() == [
+    assert engine.to_pyarrow(table.select(tokens=search_tokens(table["query"])))["tokens"].to_pylist() == [
         tokens
     ]
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.none() | st.text(max_size=40), min_size=1, max_size=30))
-def test_text_ids_in_the_engine_are_the_schemas(texts):
-    con = ibis.duckdb.connect()
+def test_text_ids_in_the_engine_are_the_schemas(engine, texts):
     table = ibis.memtable(pa.table({"text": pa.array(texts, pa.string())}))
-    found = con.to_pyarrow(table.select(id=text_ids(table.text)))["id"].to_pylist()
+    found = engine.to_pyarrow(table.select(id=text_ids(table.text)))["id"].to_pylist()
     assert found == [text_id(text) for text in texts]

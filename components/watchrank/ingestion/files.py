@@ -44,7 +44,9 @@ class Batch:
         names = [name for name, _ in self.columns]
         wanted = [name for name in names if name in origins]
         if self.columns[0][1] is not None:
-            return engines.read_parquet(engine, self.files).select(*wanted)
+            table = engines.read_parquet(engine, self.files).select(*wanted)
+            nothing = [name for name, kind in self.columns if name in wanted and kind == pa.null()]
+            return table.mutate(**{name: table[name].cast("string") for name in nothing})
         return engines.read_csv(engine, self.files, len(names), {name: names.index(name) for name in wanted})
 
 

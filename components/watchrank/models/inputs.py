@@ -61,6 +61,17 @@ def channel_watches(x: Features) -> Tensor:
     return same.sum(-1).float()
 
 
+def watches(x: Features) -> Tensor:
+    """How many last watches the user has [B, 1]; at most as many as the list holds."""
+    return (x["watched_video_ids"] >= 0).sum(-1, keepdim=True).float()
+
+
+def channel_share(x: Features) -> Tensor:
+    """Share of the candidate's channel in the user's last watches [B, K]; NaN if there are none."""
+    total = watches(x)
+    return torch.where(total > 0, channel_watches(x) / total.clamp(min=1), NEVER)
+
+
 def previous_impressions(x: Features) -> Tensor:
     """How often the candidate was among the last videos shown to the user [B, K]."""
     shown = x["impression_video_ids"].unsqueeze(1) == x["video_id"].unsqueeze(2)
@@ -86,18 +97,14 @@ def count(name: str) -> Callable[[Features], Tensor]:
     return lambda x: x[name].float()
 
 
-def rate(total: str, trials: str, prior: float) -> Callable[[Features], Tensor]:
-    """Make a feature total / trials; `prior` trials that brought nothing damp small counts."""
-    return lambda x: x[total].float() / (x[trials].float() + prior)
-
-
 def id_features(absent: frozenset[str]) -> dict[str, list[str]]:
     """Return the id features of each domain, without the absent ones and the domains left empty."""
     left = {domain: [n for n in names if n not in absent] for domain, names in ID_DOMAINS.items()}
     return {domain: names for domain, names in left.items() if names}
 
 
-PRIOR_IMPRESSIONS = 5.0
+PRIOR_IMPRESSIONS = 20.0
+"""A rate of few impressions is drawn to the overall rate as if there were this many more of them."""
 
 CONTINUOUS: dict[str, tuple[tuple[str, ...], Callable[[Features], Tensor]]] = {
     "seconds_since_channel_watch": (
@@ -105,6 +112,8 @@ CONTINUOUS: dict[str, tuple[tuple[str, ...], Callable[[Features], Tensor]]] = {
         seconds_since_channel_watch,
     ),
     "channel_watches": (("channel_id", "watched_channel_ids"), channel_watches),
+    "channel_share": (("channel_id", "watched_channel_ids", "watched_video_ids"), channel_share),
+    "watches": (("watched_video_ids",), watches),
     "previous_impressions": (("video_id", "impression_video_ids"), previous_impressions),
     "seconds_since_last_watch": (
         ("now", "watched_times"),
@@ -117,15 +126,20 @@ CONTINUOUS: dict[str, tuple[tuple[str, ...], Callable[[Features], Tensor]]] = {
     "duration_seconds": (("duration_seconds",), count("duration_seconds")),
     "age": (("age",), count("age")),
 }
+RATES: dict[str, tuple[str, str]] = {}
+"""Continuous features that are the ratio of two counts or sums: what happened, and of how many."""
+
 for _window in ("user_{}_7d", "video_{}_1d", "video_{}_7d"):
-    _shown, _clicks, _seconds = (_window.format(part) for part in ("impressions", "clicks", "watch_seconds"))
+    _shown = _window.format("impressions")
     CONTINUOUS[_shown] = ((_shown,), count(_shown))
-    CONTINUOUS[_window.format("click_rate")] = ((_clicks, _shown), rate(_clicks, _shown, PRIOR_IMPRESSIONS))
-    CONTINUOUS[_window.format("watch_rate")] = ((_seconds, _shown), rate(_seconds, _shown, PRIOR_IMPRESSIONS))
+    RATES[_window.format("click_rate")] = (_window.format("clicks"), _shown)
+    RATES[_window.format("watch_rate")] = (_window.format("watch_seconds"), _shown)
 
 
 class InputLayer(nn.Module):
     """Raw features to one vector [B, K, width] a candidate."""
+
+    overall_rates: Tensor
 
     def __init__(self, settings: RankingSettings, absent: frozenset[str], keys: dict[str, Tensor]) -> None:
         """Make the layer.
@@ -138,6 +152,7 @@ class InputLayer(nn.Module):
         super().__init__()
         self.id_dropout = settings.id_dropout
         self.continuous_names = [n for n, (needs, _) in CONTINUOUS.items() if not absent & set(needs)]
+        self.register_buffer("overall_rates", torch.zeros(len(RATES)))
         self.id_names = id_features(absent)
         dims = {"video": settings.video_dim, "channel": settings.channel_dim}
         self.embeddings = nn.ModuleDict(
@@ -147,7 +162,7 @@ class InputLayer(nn.Module):
             }
         )
         self.normaliser = QuantileNormaliser(
-            len(self.continuous_names), settings.quantiles, powers=settings.powers
+            len(self.continuous_names) + len(RATES), settings.quantiles, powers=settings.powers
         )
         self.width = self.normaliser.out_features + sum(
             self._embedding(domain).table.embedding_dim * len(names)
@@ -158,11 +173,24 @@ class InputLayer(nn.Module):
     def input_names(self) -> set[str]:
         """The raw features that the layer reads."""
         ids = {name for names in self.id_names.values() for name in names}
-        return ids.union(*(CONTINUOUS[name][0] for name in self.continuous_names))
+        return ids.union(*(CONTINUOUS[name][0] for name in self.continuous_names), *RATES.values())
+
+    def fit(self, x: Features) -> None:
+        """Store the overall rates and the quantiles of a sample of training impressions."""
+        rates = [
+            x[total].double().sum() / x[trials].double().sum().clamp(min=1)
+            for total, trials in RATES.values()
+        ]
+        self.overall_rates = torch.stack(rates).float()
+        self.normaliser.fit(self.continuous(x).flatten(0, 1).numpy())
 
     def continuous(self, x: Features) -> Tensor:
         """Return the continuous features before normalisation [B, K, F]."""
         values = [CONTINUOUS[name][1](x) for name in self.continuous_names]
+        values += [
+            (x[total].float() + PRIOR_IMPRESSIONS * overall) / (x[trials].float() + PRIOR_IMPRESSIONS)
+            for (total, trials), overall in zip(RATES.values(), self.overall_rates, strict=True)
+        ]
         shape = x["video_id"].shape
         return torch.stack([value.expand(shape) for value in values], -1)
 

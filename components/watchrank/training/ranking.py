@@ -125,7 +125,7 @@ def new_model(data: RankingDataset, settings: RankingSettings) -> RankingModel:
         for domain, names in id_features(absent).items()
     }
     model = RankingModel(InputLayer(settings, absent, keys), settings)
-    _fit_quantiles(model.inputs, train)
+    _fit_inputs(model.inputs, train)
     mean_seconds = float(np.mean(train.impressions["watch_seconds"], dtype=np.float64))
     nn.init.constant_(model.logit.bias, math.log(max(mean_seconds, 1e-3)))
     return model
@@ -145,11 +145,10 @@ def _vocabulary(train: Split, names: list[str], limit: int) -> Tensor:
 
 
 @torch.no_grad()
-def _fit_quantiles(inputs: InputLayer, train: Split) -> None:
+def _fit_inputs(inputs: InputLayer, train: Split) -> None:
     batches = RankingBatches(train, inputs.input_names, 4_096, seed=0)
-    sample = itertools.islice(batches.epoch(), QUANTILE_ROWS // 4_096)
-    values = torch.cat([inputs.continuous(batch.features).squeeze(1) for batch in sample])  # [N, F]
-    inputs.normaliser.fit(values.numpy())
+    sample = [batch.features for batch in itertools.islice(batches.epoch(), QUANTILE_ROWS // 4_096)]
+    inputs.fit({name: torch.cat([features[name] for features in sample]) for name in sample[0]})
 
 
 def save_model(

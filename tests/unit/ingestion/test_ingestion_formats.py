@@ -124,6 +124,25 @@ def test_parquet_values_of_every_type(tmp_path, log, run, rows_of):
     assert [row["watch_seconds"] for row in good] == [12.5, 12.5, 12.5, 12.5, 5.0, 5.5]
 
 
+def test_columns_of_nothing_but_null(tmp_path, log, run, rows_of):
+    data = tmp_path / "data"
+    spoilt, whole = odd_impression(log, {"clicked": pa.nulls(1)}), odd_impression(log, {})
+    write_impressions(data, log, [spoilt, whole])
+    (data / "videos.csv").unlink()
+    null = pa.nulls(2)
+    videos = {"video_id": [10, 11], "channel_id": [5, 6], "upload_time": null, "duration_seconds": null}
+    pq.write_table(pa.table({**videos, "title": null}), data / "videos.parquet")
+    report = run(data, tmp_path / "events")
+    assert report.tables["impressions"].quarantined == {"missing clicked": 1}
+    assert rows_of(tmp_path / "events" / "videos.parquet")[1] == {
+        "video_id": 11,
+        "channel_id": 6,
+        "upload_time": None,
+        "duration_seconds": None,
+        "title": None,
+    }
+
+
 def odd_impression(log, arrays, **changes):
     """Return a table of one impression in which `arrays` stand for some columns."""
     table = pa.Table.from_pylist([log.impression(**changes)])

@@ -144,6 +144,20 @@ def test_run_killed_before_its_manifest_is_put_right(log, data, events, run, fil
     assert [content for _, content in files_in(events).values()] == [content for _, content in whole.values()]
 
 
+def test_day_half_way_when_a_run_was_killed_is_measured_when_it_vanishes(
+    log, data, events, run, rows_of, monkeypatch
+):
+    log.impressions.append(log.impression(timestamp="2026-01-06T11:00:00Z"))
+    monkeypatch.setattr("watchrank.ingestion.job.write_json", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(log.write(data), events)
+    monkeypatch.undo()
+    log.impressions = [log.impression(timestamp="2026-01-07T00:00:00Z")]
+    day = run(log.write(data), events).tables["impressions"].days["2026-01-06"]
+    assert day.rows == len(rows_of(events / DAY_6)) == 2
+    assert day.checksum != ""
+
+
 def interrupt(*_):
     raise KeyboardInterrupt
 

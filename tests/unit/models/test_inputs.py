@@ -35,6 +35,10 @@ def test_seconds_since_channel_watch_takes_the_last_watch_of_that_channel():
     assert seconds[0, 2].isnan()
     assert seconds[1].isnan().all()
     assert inputs.channel_watches(x)[0].tolist() == [2, 1, 0]
+    x["watched_video_ids"][0, :4] = torch.tensor([1, 2, 3, 4])
+    assert inputs.watches(x).tolist() == [[4], [0]]
+    assert inputs.channel_share(x)[0].tolist() == [0.5, 0.25, 0]
+    assert inputs.channel_share(x)[1].isnan().all()
 
 
 def test_previous_impressions_counts_repeats():
@@ -56,6 +60,18 @@ def test_mean_watched_seconds_and_same_language_know_missing():
     assert same[0, :2].tolist() == [1, 0]
     assert same[0, 2].isnan()
     assert same[1].isnan().all()
+
+
+def test_a_rate_of_few_impressions_is_drawn_to_the_overall_rate():
+    x = features()
+    x["video_watch_seconds_7d"] = torch.tensor([[0.0, 300.0, 0.0], [900.0, 0.0, 0.0]])
+    x["video_impressions_7d"] = torch.tensor([[0, 30, 10], [80, 0, 0]])
+    inputs_layer = layer()
+    inputs_layer.fit(x)
+    place = len(inputs_layer.continuous_names) + list(inputs.RATES).index("video_watch_rate_7d")
+    overall = 1200 / 120
+    found = inputs_layer.continuous(x)[0, :, place]
+    torch.testing.assert_close(found, torch.tensor([overall, (300 + 20 * overall) / 50, 20 * overall / 30]))
 
 
 def test_ids_of_one_domain_share_one_table():
