@@ -98,6 +98,9 @@ class RankingSettings(Settings):
     """The architecture of the ranking model."""
 
     hidden: str = Field("512-256", description=f"hidden layers: one of {', '.join(HIDDEN_PRESETS)}")
+    exclude: tuple[str, ...] = Field(
+        (), description="raw features to leave out, beside those the source lacks"
+    )
     video_dim: int = Field(16, ge=1, description="width of a video's embedding")
     channel_dim: int = Field(8, ge=1, description="width of a channel's embedding")
     category_dim: int = Field(
@@ -127,8 +130,11 @@ class TrainingSettings(Settings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
     epochs: int = Field(4, ge=1)
-    batch_size: int = Field(4_096, ge=1)
+    batch_size: int = Field(1_024, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
+    embedding_rate: float = Field(
+        0.1, gt=0, description="learning rate of embedding tables, as a share of the others'"
+    )
     weight_decay: float = Field(1e-5, ge=0)
     patience: int = Field(2, ge=1, description="epochs without a better validation loss before it stops")
     checkpoint_steps: int = Field(500, ge=1, description="steps between two checkpoints")

@@ -4,7 +4,9 @@ Ingestion and features are engine-neutral expressions; opening the engine, readi
 telling a bad file from a broken engine are not.
 """
 
+import atexit
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +27,7 @@ SPILL = "watchrank-spill-"
 def connect(settings: EngineSettings, joins_as_written: bool = False) -> Backend:
     """Open an in-memory DuckDB in UTC that spills to a folder of its own below the system's temporary one.
 
-    The spill folder appears when memory runs short and goes when the connection does (`disconnect`).
+    The spill folder appears when memory runs short and goes with the connection or the process.
     `joins_as_written` keeps the right table of a join as the one held in memory: a CSV file tells no row
     count, and DuckDB would take the largest table for the smallest.
 
@@ -33,6 +35,7 @@ def connect(settings: EngineSettings, joins_as_written: bool = False) -> Backend
         InputError: `engine.memory_limit` is no size.
     """
     spill = Path(tempfile.gettempdir()) / f"{SPILL}{uuid.uuid4().hex}"
+    atexit.register(shutil.rmtree, spill, ignore_errors=True)
     options: dict[str, str | int] = {"memory_limit": settings.memory_limit, "temp_directory": str(spill)}
     if settings.threads:
         options["threads"] = settings.threads

@@ -191,16 +191,22 @@ VIDEO_PROFILE = Table(
     ),
 )
 
+STATISTICS_DAYS = (1, 7, 28)
+"""How far back each count of a video goes."""
+
 VIDEO_STATISTICS = Table(
     name="video_statistics",
     key=("video_id",),
-    columns=(
-        _column("video_impressions_1d", "int64", "impressions in the day before"),
-        _column("video_clicks_1d", "int64", "clicks in the day before"),
-        _column("video_watch_seconds_1d", "float32", "seconds watched in the day before"),
-        _column("video_impressions_7d", "int64", "impressions in the 7 days before"),
-        _column("video_clicks_7d", "int64", "clicks in the 7 days before"),
-        _column("video_watch_seconds_7d", "float32", "seconds watched in the 7 days before"),
+    columns=tuple(
+        column
+        for days in STATISTICS_DAYS
+        for column in (
+            _column(f"video_impressions_{days}d", "int64", f"impressions in the {days} x 24 h before"),
+            _column(f"video_clicks_{days}d", "int64", f"clicks in the {days} x 24 h before"),
+            _column(
+                f"video_watch_seconds_{days}d", "float32", f"seconds watched in the {days} x 24 h before"
+            ),
+        )
     ),
 )
 

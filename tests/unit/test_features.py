@@ -142,10 +142,10 @@ def test_video_statistics_end_before_the_stamp(make_features, shown):
     names = [column.name for column in VIDEO_STATISTICS.columns]
     rows = rows_of(features, "video_statistics")
     assert [(row["event_timestamp"] - NOON, *(row[name] for name in names)) for row in rows] == [
-        (HOUR, 2, 1, 30.0, 2, 1, 30.0),
-        (2 * HOUR, 3, 2, 35.0, 3, 2, 35.0),
-        (timedelta(days=1) + HOUR, 2, 2, 15.0, 4, 3, 45.0),
-        (WEEK + HOUR, 1, 1, 1.0, 3, 3, 16.0),
+        (HOUR, 2, 1, 30.0, 2, 1, 30.0, 2, 1, 30.0),
+        (2 * HOUR, 3, 2, 35.0, 3, 2, 35.0, 3, 2, 35.0),
+        (timedelta(days=1) + HOUR, 2, 2, 15.0, 4, 3, 45.0, 4, 3, 45.0),
+        (WEEK + HOUR, 1, 1, 1.0, 3, 3, 16.0, 5, 4, 46.0),
     ]
 
 
@@ -287,7 +287,7 @@ def expected_statistics(impressions: list[dict], cadence: int) -> list[dict]:
         {(row["video_id"], stamp_of(row["timestamp"], cadence)) for row in impressions}
     ):
         values: dict = {"video_id": video, "event_timestamp": stamp}
-        for days in (1, 7):
+        for days in (1, 7, 28):
             first = stamp - timedelta(days=days)
             within = [
                 row for row in impressions if first <= row["timestamp"] < stamp and row["video_id"] == video

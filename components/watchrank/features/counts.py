@@ -10,7 +10,7 @@ import ibis
 import ibis.expr.types as ir
 
 from watchrank.features.times import INSTANT, rounded, stamp
-from watchrank.schema import DAY_SECONDS
+from watchrank.schema import DAY_SECONDS, STATISTICS_DAYS
 
 _MICROSECONDS = 1_000_000
 _NONE, _ONE = ibis.literal(0.0), ibis.literal(1.0)
@@ -24,7 +24,7 @@ def video_statistics(impressions: ir.Table, cadence: int) -> ir.Table:
     """
     totals = {
         f"video_{name}_{days}d": (measure, days)
-        for days in (1, 7)
+        for days in STATISTICS_DAYS
         for name, measure in (
             ("impressions", "impressions"),
             ("clicks", "clicks"),

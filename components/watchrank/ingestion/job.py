@@ -42,7 +42,8 @@ def ingest(
         events: the folder to write, new or from an earlier run. Days, users and videos of earlier runs that
             the input no longer has stay.
         settings: what counts as a good row.
-        engine: the engine's memory and threads.
+        engine: the engine's memory and threads; it needs disk for the typed log in the system's
+            temporary folder.
 
     Raises:
         InputError: the source is unknown, a file is missing or broken, or too many rows are bad. The events
@@ -67,13 +68,12 @@ def _adapter(source: str) -> Adapter:
 
 @contextmanager
 def _workplace(settings: EngineSettings, events: Path) -> Iterator[tuple[Backend, Path]]:
-    """Open the engine and a staging folder beside `events`, for as long as the block lasts."""
+    """Open the engine and a staging folder below the system's temporary one, while the block lasts."""
     connection = engines.connect(settings, joins_as_written=True)
-    events.parent.mkdir(parents=True, exist_ok=True)
     try:
         with (
             engines.running(f"the events in {events}"),
-            tempfile.TemporaryDirectory(prefix=f".{events.name}.", dir=events.parent) as folder,
+            tempfile.TemporaryDirectory(prefix="watchrank-staging-") as folder,
         ):
             yield connection, Path(folder)
     finally:

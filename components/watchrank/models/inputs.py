@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from watchrank.config import RankingSettings
 from watchrank.models.lookup import IdEmbedding, Vocabulary
 from watchrank.models.quantiles import QuantileNormaliser
+from watchrank.schema import STATISTICS_DAYS
 
 Features = dict[str, Tensor]
 
@@ -35,6 +36,9 @@ ID_DOMAINS: dict[str, tuple[str, ...]] = {
 
 POOLED = frozenset({"watched_video_ids", "watched_channel_ids"})
 """Lists of ids: the network is given the mean of their embeddings."""
+
+NEEDED = frozenset({"video_id", "now"})
+"""What no configuration can leave out."""
 
 DROPPED = frozenset({"video_id", "channel_id"})
 """Now and then trained as unknown, so that the zero vector stands for an average new video."""
@@ -129,7 +133,7 @@ CONTINUOUS: dict[str, tuple[tuple[str, ...], Callable[[Features], Tensor]]] = {
 RATES: dict[str, tuple[str, str]] = {}
 """Continuous features that are the ratio of two counts or sums: what happened, and of how many."""
 
-for _window in ("user_{}_7d", "video_{}_1d", "video_{}_7d"):
+for _window in ("user_{}_7d", *(f"video_{{}}_{days}d" for days in STATISTICS_DAYS)):
     _shown = _window.format("impressions")
     CONTINUOUS[_shown] = ((_shown,), count(_shown))
     RATES[_window.format("click_rate")] = (_window.format("clicks"), _shown)
@@ -152,7 +156,8 @@ class InputLayer(nn.Module):
         super().__init__()
         self.id_dropout = settings.id_dropout
         self.continuous_names = [n for n, (needs, _) in CONTINUOUS.items() if not absent & set(needs)]
-        self.register_buffer("overall_rates", torch.zeros(len(RATES)))
+        self.rates = [parts for parts in RATES.values() if not absent & set(parts)]
+        self.register_buffer("overall_rates", torch.zeros(len(self.rates)))
         self.id_names = id_features(absent)
         dims = {"video": settings.video_dim, "channel": settings.channel_dim}
         self.embeddings = nn.ModuleDict(
@@ -162,7 +167,7 @@ class InputLayer(nn.Module):
             }
         )
         self.normaliser = QuantileNormaliser(
-            len(self.continuous_names) + len(RATES), settings.quantiles, powers=settings.powers
+            len(self.continuous_names) + len(self.rates), settings.quantiles, powers=settings.powers
         )
         self.width = self.normaliser.out_features + sum(
             self._embedding(domain).table.embedding_dim * len(names)
@@ -173,13 +178,12 @@ class InputLayer(nn.Module):
     def input_names(self) -> set[str]:
         """The raw features that the layer reads."""
         ids = {name for names in self.id_names.values() for name in names}
-        return ids.union(*(CONTINUOUS[name][0] for name in self.continuous_names), *RATES.values())
+        return ids.union(*(CONTINUOUS[name][0] for name in self.continuous_names), *self.rates)
 
     def fit(self, x: Features) -> None:
         """Store the overall rates and the quantiles of a sample of training impressions."""
         rates = [
-            x[total].double().sum() / x[trials].double().sum().clamp(min=1)
-            for total, trials in RATES.values()
+            x[total].double().sum() / x[trials].double().sum().clamp(min=1) for total, trials in self.rates
         ]
         self.overall_rates = torch.stack(rates).float()
         self.normaliser.fit(self.continuous(x).flatten(0, 1).numpy())
@@ -189,7 +193,7 @@ class InputLayer(nn.Module):
         values = [CONTINUOUS[name][1](x) for name in self.continuous_names]
         values += [
             (x[total].float() + PRIOR_IMPRESSIONS * overall) / (x[trials].float() + PRIOR_IMPRESSIONS)
-            for (total, trials), overall in zip(RATES.values(), self.overall_rates, strict=True)
+            for (total, trials), overall in zip(self.rates, self.overall_rates, strict=True)
         ]
         shape = x["video_id"].shape
         return torch.stack([value.expand(shape) for value in values], -1)

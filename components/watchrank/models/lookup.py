@@ -57,6 +57,11 @@ class Vocabulary(nn.Module):
         return lookup(ids, self.keys)
 
 
+FEW_IDS = 256
+"""Ids so few are told apart from the start; of many, each starts near the unknown one and has to earn
+what sets it apart, as most are seen too rarely to be trusted early."""
+
+
 class IdEmbedding(nn.Module):
     """One embedding table for all ids of a domain; an id outside the vocabulary is the zero vector."""
 
@@ -64,7 +69,7 @@ class IdEmbedding(nn.Module):
         super().__init__()
         self.vocabulary = vocabulary
         self.table = nn.Embedding(vocabulary.rows, dim, padding_idx=0)
-        nn.init.normal_(self.table.weight, std=0.01)
+        nn.init.normal_(self.table.weight, std=0.3 if vocabulary.rows <= FEW_IDS else 0.01)
         with torch.no_grad():
             self.table.weight[0].zero_()
 

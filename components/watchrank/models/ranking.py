@@ -13,17 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from watchrank.config import HIDDEN_PRESETS, RankingSettings
+from watchrank.models.calibration import Calibration
 from watchrank.models.inputs import Features, InputLayer
 
 
 class RankingModel(nn.Module):
     """Features of B requests and their K candidates to logits [B, K].
 
-    The last step is a calibration, slope * z + offset, fitted on a later window after training.
+    The last step is a calibration, fitted on a later window after training.
     """
-
-    slope: Tensor
-    offset: Tensor
 
     def __init__(self, inputs: InputLayer, settings: RankingSettings) -> None:
         super().__init__()
@@ -35,13 +33,13 @@ class RankingModel(nn.Module):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         self.hidden = nn.Sequential(*layers)
         self.logit = nn.Linear(widths[-1], 1)
-        self.register_buffer("slope", torch.ones(()))
-        self.register_buffer("offset", torch.zeros(()))
+        self.calibration = Calibration()
 
     def forward(self, x: Features) -> Tensor:
         """Return the logit of every candidate [B, K]."""
         logit: Tensor = self.logit(self.hidden(self.inputs(x)))  # [B, K, 1]
-        return self.slope * logit.squeeze(-1) + self.offset
+        calibrated: Tensor = self.calibration(logit.squeeze(-1))
+        return calibrated
 
 
 class ExpectedWatchTime(nn.Module):

@@ -102,7 +102,10 @@ class Fit:
         self.validation, self.validation_loss = validation, validation_loss or loss
         self.settings, self.checkpoint, self.key = settings, checkpoint, key
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            _parameter_groups(model, settings),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         steps = settings.epochs * len(train)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -235,6 +238,14 @@ class _Clock:
             if batch is None:
                 return
             yield batch
+
+
+def _parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
+    """Embedding tables learn at a rate of their own: a row is seen too rarely to bear the full one."""
+    tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in tables]
+    rate = settings.learning_rate * settings.embedding_rate
+    return [{"params": others}, {"params": list(tables.values()), "lr": rate}]
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

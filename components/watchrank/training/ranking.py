@@ -17,9 +17,10 @@ from watchrank.config import Objective, RankingSettings, TrainingSettings, parse
 from watchrank.datasets.batches import LABELS, Batch, RankingBatches, ResampledBatches
 from watchrank.datasets.ranking import RankingDataset, Split
 from watchrank.errors import InputError
-from watchrank.models.inputs import POOLED, InputLayer, id_features
+from watchrank.models.inputs import NEEDED, POOLED, InputLayer, id_features
 from watchrank.models.lookup import top_ids
 from watchrank.models.ranking import RankingModel
+from watchrank.schema import RANKING_INPUTS
 from watchrank.storage import atomic_path, write_json
 from watchrank.training.calibration import fit_calibration
 from watchrank.training.fit import Batches, Epoch, Fit, Loss
@@ -66,7 +67,7 @@ def train_ranking(
         validation_loss=watch_time_loss(objective),
     ).run()
     calibrate(model, validation)
-    save_model(model, output, ranking, data.absent_features, curve)
+    save_model(model, output, ranking, left_out(data, ranking), curve)
     checkpoint.unlink(missing_ok=True)
     return curve
 
@@ -83,17 +84,14 @@ def watch_time_loss(objective: Objective) -> Loss:
 
 @torch.no_grad()
 def calibrate(model: RankingModel, validation: Split) -> None:
-    """Fit the model's slope and offset on the validation window; without one they stay 1 and 0."""
+    """Fit the model's calibration on the validation window; without one it stays the identity."""
     if not len(validation):
         return
     batches = RankingBatches(validation, model.inputs.input_names, PREDICTION_ROWS)
-    device = model.slope.device
+    device = next(model.parameters()).device
     logits = [model({n: v.to(device) for n, v in batch.features.items()}) for batch in batches.epoch()]
-    slope, offset = fit_calibration(
-        torch.cat(logits).squeeze(1).cpu().numpy(), validation.impressions["watch_seconds"]
-    )
-    model.slope.fill_(slope)
-    model.offset.fill_(offset)
+    z = torch.cat(logits).squeeze(1).cpu().numpy()
+    fit_calibration(model.calibration, z, validation.impressions["watch_seconds"])
 
 
 def training_batches(train: Split, names: set[str], settings: TrainingSettings) -> tuple[Batches, Objective]:
@@ -118,7 +116,7 @@ def new_model(data: RankingDataset, settings: RankingSettings) -> RankingModel:
         raise InputError(
             f"The dataset {data.path} has no training rows. Give a longer log or fewer test days."
         )
-    absent = data.absent_features
+    absent = left_out(data, settings)
     limits = {"video": settings.max_videos, "channel": settings.max_channels}
     keys = {
         domain: _vocabulary(train, names, limits.get(domain, SMALL_VOCABULARY))
@@ -129,6 +127,20 @@ def new_model(data: RankingDataset, settings: RankingSettings) -> RankingModel:
     mean_seconds = float(np.mean(train.impressions["watch_seconds"], dtype=np.float64))
     nn.init.constant_(model.logit.bias, math.log(max(mean_seconds, 1e-3)))
     return model
+
+
+def left_out(data: RankingDataset, settings: RankingSettings) -> frozenset[str]:
+    """Return the features that the model does without: the source lacks them or the settings exclude them.
+
+    Raises:
+        InputError: the settings exclude what is no feature, or what no ranker can do without.
+    """
+    known = {spec.name for spec in RANKING_INPUTS} - NEEDED
+    if unknown := sorted(set(settings.exclude) - known):
+        raise InputError(
+            f"ranking.exclude names {', '.join(unknown)}; it may name {', '.join(sorted(known))}."
+        )
+    return data.absent_features | set(settings.exclude)
 
 
 def _vocabulary(train: Split, names: list[str], limit: int) -> Tensor:

@@ -47,6 +47,13 @@ def test_impressions_have_their_day(engine, events):
     ]
 
 
+def test_folders_above_the_events_are_no_columns(engine, events):
+    place = events.rename(events.parent / "run=3")
+    names = ("user_id", "video_id", "timestamp", "clicked", "watch_seconds", "surface", "date")
+    assert reading.impressions(engine, place).columns == names
+    assert reading.users(engine, place).columns == ("user_id", "language")
+
+
 def test_only_days_in_the_manifest_are_read(engine, events):
     stray = reading.partition_of(events, IMPRESSIONS, "2026-01-07")
     stray.parent.mkdir()

@@ -188,18 +188,30 @@ def test_other_columns_beside_kept_days_are_refused(log, data, events, run, file
     assert files_in(events) == before
 
 
-def test_another_source_beside_kept_days_is_refused(tmp_path, events, run):
-    kuairand = tmp_path / "kuairand"
-    kuairand.mkdir()
-    (kuairand / "user_features.csv").write_text("user_id\n1\n")
-    (kuairand / "video_features_basic.csv").write_text(
-        "video_id,author_id,upload_dt,video_duration,tag\n1,1,2022-04-10,5000.0,3\n"
-    )
-    (kuairand / "log_standard.csv").write_text(
-        "user_id,video_id,time_ms,is_click,play_time_ms\n1,1,1650812741436,1,2000\n"
-    )
+@pytest.fixture
+def kuairand(tmp_path):
+    """One impression of 2022-04-24 by user 1, in KuaiRand's format."""
+    folder = tmp_path / "kuairand"
+    folder.mkdir()
+    (folder / "user_features.csv").write_text("user_id\n1\n")
+    videos = "video_id,author_id,upload_dt,video_duration,tag\n1,1,2022-04-10,5000.0,3\n"
+    (folder / "video_features_basic.csv").write_text(videos)
+    impressions = "user_id,video_id,time_ms,is_click,play_time_ms\n1,1,1650812741436,1,2000\n"
+    (folder / "log_standard.csv").write_text(impressions)
+    return folder
+
+
+def test_another_source_beside_kept_days_is_refused(kuairand, events, run):
     with pytest.raises(InputError, match="from the source own"):
         run(kuairand, events, source="kuairand")
+
+
+def test_another_source_that_replaces_all_days_starts_afresh(tmp_path, log, kuairand, run):
+    log.users = [{"user_id": "1"}, {"user_id": "2"}]
+    log.impressions = [log.impression(timestamp="2022-04-24T00:00:00Z")]
+    run(log.write(tmp_path / "data"), tmp_path / "events")
+    report = run(kuairand, tmp_path / "events", source="kuairand")
+    assert (report.source, report.tables["users"].rows) == ("kuairand", 1)
 
 
 def test_partition_is_sorted_typed_and_without_its_date(events):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from watchrank.datasets.batches import RankingBatches
 from watchrank.datasets.ranking import RankingDataset
+from watchrank.models.calibration import Calibration
 from watchrank.training import fit as fit_module
 from watchrank.training.fit import Fit
 from watchrank.training.ranking import load_model, new_model, train_ranking, watch_time_loss
@@ -38,9 +39,8 @@ def test_training_lowers_the_validation_loss_and_ends_on_the_best_epoch(trained)
 
     best = min(line["validation_loss"] for line in curve)
     model = load_model(trained.place.model)
-    assert model.slope.item() != 1, "the model is calibrated after training"
-    model.slope.fill_(1)
-    model.offset.fill_(0)
+    assert model.calibration.shift.item() != 0, "the model is calibrated after training"
+    model.calibration = Calibration()
     assert loss(model) == pytest.approx(best, rel=1e-5)
     assert best < 0.98 * loss(untrained)
 

@@ -1,0 +1,93 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+WATCHRANK = [sys.executable, "-c", "from watchrank.cli import main; main()"]
+
+
+def watchrank(*arguments, cwd):
+    return subprocess.run(
+        [*WATCHRANK, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_help_lists_the_stages_and_explains_options(tmp_path):
+    shown = watchrank("--help", cwd=tmp_path).stdout
+    for stage in (
+        "simulate",
+        "ingest",
+        "validate",
+        "features",
+        "dataset",
+        "train",
+        "evaluate",
+        "export",
+        "deploy",
+    ):
+        assert stage in shown
+    assert "folder of the log" in " ".join(watchrank("ingest", "--help", cwd=tmp_path).stdout.split())
+
+
+def test_stages_run_one_by_one(tmp_path):
+    small = [
+        "--set",
+        "simulation.impressions=2000",
+        "--set",
+        "simulation.users=50",
+        "--set",
+        "simulation.videos=60",
+    ]
+    small += ["--set", "simulation.channels=9", "--set", "validation.min_rows_a_day=5"]
+    for stage in ("simulate", "ingest", "validate"):
+        done = watchrank(stage, *small, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (
+        json.loads((tmp_path / "work/events/manifest.json").read_text())["tables"]["impressions"]["rows"]
+        == 2000
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["ingest", "--data", "nowhere"], 2, "nowhere"),
+        (["ingest", "--source", "tiktok"], 2, "give one of own, kuairand"),
+        (["settings", "--set", "training.epocs=3"], 2, "training.epocs: Extra inputs are not permitted"),
+        (["settings", "--set", "training"], 2, "Write section.key=value"),
+        (["settings", "--set", "training.epochs=many"], 2, "training.epochs"),
+        (["settings", "--config", "missing.yaml"], 2, "missing.yaml"),
+        (["validate"], 2, "run `watchrank ingest`"),
+        (["train"], 2, "run `watchrank dataset`"),
+        (["evaluate"], 2, "work/model"),
+        (["export"], 2, "Run `watchrank evaluate`"),
+        (["deploy"], 2, "has no release"),
+        (["serve"], 2, "Run `make run` first"),
+        (["recommend"], 2, "Missing argument"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_gets_one_sentence_and_an_exit_code(tmp_path, arguments, code, sentence):
+    done = watchrank(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "work" / "events").exists()
+
+
+def test_validation_failure_has_its_own_exit_code(tmp_path):
+    small = [
+        "--set",
+        "simulation.impressions=2000",
+        "--set",
+        "simulation.users=50",
+        "--set",
+        "simulation.videos=60",
+    ]
+    small += ["--set", "simulation.channels=9"]
+    for stage in ("simulate", "ingest"):
+        assert watchrank(stage, *small, cwd=tmp_path).returncode == 0
+    done = watchrank("validate", "--set", "validation.min_rows_a_day=100000", cwd=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.startswith("ValidationError: days: rows must be at least")
