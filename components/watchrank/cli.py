@@ -241,10 +241,10 @@ def metrics_table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
 def run(command: typer.Typer) -> None:
     """Run a command line; a known error is one sentence on stderr and its exit code."""
     logging.basicConfig(
-        level=logging.INFO,
         format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
+    logging.getLogger("watchrank").setLevel(logging.INFO)
     try:
         command()
     except WatchrankError as error:

@@ -99,7 +99,8 @@ class RankingSettings(Settings):
 
     hidden: str = Field("512-256", description=f"hidden layers: one of {', '.join(HIDDEN_PRESETS)}")
     exclude: tuple[str, ...] = Field(
-        (), description="raw features to leave out, beside those the source lacks"
+        ("user_impressions_7d", "user_clicks_7d", "user_watch_seconds_7d", "watched_seconds"),
+        description="raw features to leave out, beside those the source lacks; see the README on these four",
     )
     video_dim: int = Field(16, ge=1, description="width of a video's embedding")
     channel_dim: int = Field(8, ge=1, description="width of a channel's embedding")
@@ -130,7 +131,7 @@ class TrainingSettings(Settings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
     epochs: int = Field(4, ge=1)
-    batch_size: int = Field(1_024, ge=1)
+    batch_size: int = Field(2_048, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     embedding_rate: float = Field(
         0.1, gt=0, description="learning rate of embedding tables, as a share of the others'"

@@ -5,6 +5,9 @@ import sys
 import pytest
 
 WATCHRANK = [sys.executable, "-c", "from watchrank.cli import main; main()"]
+SMALL = [
+    f"--set=simulation.{setting}" for setting in ("impressions=2000", "users=50", "videos=60", "channels=9")
+]
 
 
 def watchrank(*arguments, cwd):
@@ -31,15 +34,7 @@ def test_help_lists_the_stages_and_explains_options(tmp_path):
 
 
 def test_stages_run_one_by_one(tmp_path):
-    small = [
-        "--set",
-        "simulation.impressions=2000",
-        "--set",
-        "simulation.users=50",
-        "--set",
-        "simulation.videos=60",
-    ]
-    small += ["--set", "simulation.channels=9", "--set", "validation.min_rows_a_day=5"]
+    small = [*SMALL, "--set", "validation.min_rows_a_day=5"]
     for stage in ("simulate", "ingest", "validate"):
         done = watchrank(stage, *small, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -60,7 +55,7 @@ def test_stages_run_one_by_one(tmp_path):
         (["settings", "--config", "missing.yaml"], 2, "missing.yaml"),
         (["validate"], 2, "run `watchrank ingest`"),
         (["train"], 2, "run `watchrank dataset`"),
-        (["evaluate"], 2, "work/model"),
+        (["evaluate"], 2, "run `watchrank dataset`"),
         (["export"], 2, "Run `watchrank evaluate`"),
         (["deploy"], 2, "has no release"),
         (["serve"], 2, "Run `make run` first"),
@@ -77,17 +72,8 @@ def test_bad_input_gets_one_sentence_and_an_exit_code(tmp_path, arguments, code,
 
 
 def test_validation_failure_has_its_own_exit_code(tmp_path):
-    small = [
-        "--set",
-        "simulation.impressions=2000",
-        "--set",
-        "simulation.users=50",
-        "--set",
-        "simulation.videos=60",
-    ]
-    small += ["--set", "simulation.channels=9"]
     for stage in ("simulate", "ingest"):
-        assert watchrank(stage, *small, cwd=tmp_path).returncode == 0
+        assert watchrank(stage, *SMALL, cwd=tmp_path).returncode == 0
     done = watchrank("validate", "--set", "validation.min_rows_a_day=100000", cwd=tmp_path)
     assert done.returncode == 3
     assert done.stderr.startswith("ValidationError: days: rows must be at least")

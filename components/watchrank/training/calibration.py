@@ -13,6 +13,8 @@ from watchrank.models.calibration import KNOTS, Calibration
 _PRIOR_WATCHES = 50.0
 """A tenth of this many equal watches is moved half way from the overall ratio to its own."""
 
+_ROUNDS = 20
+
 _LEAST_RISE = 0.1
 """How much the calibrated logit rises at the least when the logit rises by 1: the order stays."""
 
@@ -26,31 +28,32 @@ def fit_calibration(calibration: Calibration, logits: np.ndarray, watch_seconds:
     if len(z) < KNOTS or not seconds.any():
         return
     tenths = np.array_split(np.argsort(z, kind="stable"), KNOTS)
-    expected = np.exp(z)
-    overall = np.log(seconds.sum() / expected.sum())
-    evidence = np.array([_equal_watches(seconds[rows]) for rows in tenths])
-    observed = np.array([seconds[rows].sum() for rows in tenths])
-    predicted = np.array([expected[rows].sum() for rows in tenths])
-    own = np.log(np.maximum(observed, 1e-9) / predicted)
-    trust = evidence / (evidence + _PRIOR_WATCHES)
-    correction = overall + trust * (own - overall)
-    knots = np.array([np.log(expected[rows].mean()) for rows in tenths])
+    wanted = _wanted([seconds[rows] for rows in tenths], [np.exp(z[rows]).sum() for rows in tenths])
+    knots = np.array([np.log(np.exp(z[rows]).mean()) for rows in tenths])
     width = np.maximum(np.diff(knots), 1e-6)
-    slope = np.maximum(np.diff(correction) / width, _LEAST_RISE - 1)
-    shift = _level(z, seconds, knots[:-1], width, slope)
+    way = np.minimum(np.maximum(z[:, None] - knots[:-1], 0), width)  # [N, KNOTS - 1]
+    correction = np.zeros(KNOTS)
+    for _ in range(_ROUNDS):
+        slope = np.maximum(np.diff(correction) / width, _LEAST_RISE - 1)
+        answers = np.exp(z + correction[0] + way @ slope)
+        correction += np.log(wanted / [answers[rows].sum() for rows in tenths])
+    shift = correction[0] + np.log(seconds.sum() / np.exp(z + correction[0] + way @ slope).sum())
     for name, value in {"shift": shift, "lower": knots[:-1], "width": width, "slope": slope}.items():
         getattr(calibration, name).copy_(torch.as_tensor(value, dtype=torch.float32))
+
+
+def _wanted(seconds: list[np.ndarray], predicted: list[float]) -> np.ndarray:
+    """Return the sum that each tenth should answer: what was observed, as far as it can be trusted."""
+    observed = np.array([tenth.sum() for tenth in seconds])
+    by_overall_ratio = np.array(predicted) * observed.sum() / sum(predicted)
+    watches = np.array([_equal_watches(tenth) for tenth in seconds])
+    trust = watches / (watches + _PRIOR_WATCHES)
+    wanted = trust * observed + (1 - trust) * by_overall_ratio
+    scaled: np.ndarray = wanted * observed.sum() / wanted.sum()
+    return scaled
 
 
 def _equal_watches(seconds: np.ndarray) -> float:
     """Return how many watches of equal length would tell as much about the sum."""
     squares = float(np.square(seconds).sum())
     return float(seconds.sum()) ** 2 / squares if squares else 0.0
-
-
-def _level(
-    z: np.ndarray, seconds: np.ndarray, lower: np.ndarray, width: np.ndarray, slope: np.ndarray
-) -> float:
-    """Return the shift at which the sum of the answers is the sum of the watch time."""
-    way = np.minimum(np.maximum(z[:, None] - lower, 0), width)
-    return float(np.log(seconds.sum() / np.exp(z + way @ slope).sum()))
