@@ -79,7 +79,7 @@ class SplitSettings(Settings):
     """Which days train, validate and test. The test window is the last one."""
 
     test_days: int = Field(2, ge=1)
-    validation_days: int = Field(1, ge=0, description="days that stop training and calibrate")
+    validation_days: int = Field(2, ge=0, description="days that stop training and calibrate")
 
 
 HIDDEN_PRESETS: dict[str, tuple[int, ...]] = {
@@ -130,7 +130,7 @@ class TrainingSettings(Settings):
         "gradient", description="weigh an impression's gradient, or draw it in proportion to its weight"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(3, ge=1)
     batch_size: int = Field(2_048, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     embedding_rate: float = Field(
