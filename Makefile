@@ -7,10 +7,10 @@ VENV := .venv
 TRITON_VENV := .venv-triton
 BIN := $(VENV)/bin
 
-WORKSPACE ?= work
 CONFIG ?= pipelines/configs/local.yaml
 DATA ?=
 SOURCE ?= own
+WORKSPACE ?= work/$(if $(DATA),$(SOURCE),simulated)
 SET ?=
 
 ARGUMENTS = --workspace $(WORKSPACE) --config $(CONFIG) $(if $(DATA),--data $(DATA) --source $(SOURCE)) $(foreach setting,$(SET),--set $(setting))

@@ -52,10 +52,10 @@ def simulate(
     workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
 ) -> None:
     """Write a log with known expected watch time to <workspace>/log, its truth to <workspace>/truth."""
-    from watchrank.simulation import simulate
+    from watchrank.simulation import simulate_into
 
     place = Workspace(workspace)
-    simulate(place.log, place.truth, Config.load(config, override).simulation)
+    simulate_into(place, Config.load(config, override).simulation)
     console.print(f"Simulated log in {place.log}.")
 
 

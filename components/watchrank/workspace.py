@@ -21,6 +21,11 @@ class Workspace:
         return self.root / "truth"
 
     @property
+    def simulation(self) -> Path:
+        """The settings that the log was simulated with."""
+        return self.root / "simulation.json"
+
+    @property
     def events(self) -> Path:
         """What ingestion accepted, by day."""
         return self.root / "events"

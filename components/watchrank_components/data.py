@@ -25,13 +25,13 @@ def prepare_log(data: str, source: str, workspace: str, simulation: dict) -> Nam
     from pathlib import Path
 
     from watchrank.config import SimulationSettings, parse
-    from watchrank.simulation import simulate
+    from watchrank.simulation import simulate_into
     from watchrank.workspace import Workspace
 
     place = Workspace(Path(workspace))
     if data:
         return (data, source, "")
-    simulate(place.log, place.truth, parse(SimulationSettings, simulation, "simulation"))
+    simulate_into(place, parse(SimulationSettings, simulation, "simulation"))
     return (str(place.log), "own", str(place.truth))
 
 

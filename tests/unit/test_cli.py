@@ -44,6 +44,16 @@ def test_stages_run_one_by_one(tmp_path):
     )
 
 
+def test_a_workspace_holds_one_simulated_log(tmp_path):
+    assert watchrank("simulate", *SMALL, cwd=tmp_path).returncode == 0
+    before = (tmp_path / "work/log/users.parquet").stat().st_mtime_ns
+    assert watchrank("simulate", *SMALL, cwd=tmp_path).returncode == 0
+    other = watchrank("simulate", *SMALL, "--set", "simulation.seed=7", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "other settings; give another workspace" in other.stderr
+    assert (tmp_path / "work/log/users.parquet").stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [

@@ -9,6 +9,7 @@ a user are exact, and memory grows with `chunk_impressions`, the catalogue and t
 the log. The same settings give the same bytes; another `chunk_impressions` gives another log.
 """
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import date
@@ -32,7 +33,8 @@ from watchrank.simulation.audience import (
 from watchrank.simulation.behaviour import act, impressions_of, search
 from watchrank.simulation.catalogue import DAY_MS, Array, Catalogue, make_catalogue
 from watchrank.simulation.slates import Shelf
-from watchrank.storage import atomic_path
+from watchrank.storage import atomic_path, write_json
+from watchrank.workspace import Workspace
 
 _ARROW = {
     "int64": pa.int64(),
@@ -57,6 +59,21 @@ _SCHEMAS = {
 _PARTS = ("impressions", "searches", "truth")
 _FIRST_START, _LAST_START = date(1980, 1, 1), date(2200, 1, 1)
 _CATALOGUE_STREAM, _ACTIVITY_STREAM, _FIRST_CHUNK_STREAM = range(3)
+
+
+def simulate_into(place: Workspace, settings: SimulationSettings) -> None:
+    """Simulate the log and truth of a workspace, once.
+
+    Raises:
+        InputError: the workspace holds a log of other settings, whose events would mix with this one's.
+    """
+    wanted = settings.model_dump(mode="json")
+    if place.simulation.exists():
+        if json.loads(place.simulation.read_text()) != wanted:
+            raise InputError(f"{place.root} holds a log of other settings; give another workspace.")
+        return
+    simulate(place.log, place.truth, settings)
+    write_json(place.simulation, wanted)
 
 
 def simulate(log: Path, truth: Path, settings: SimulationSettings) -> None:
