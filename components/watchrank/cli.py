@@ -233,7 +233,7 @@ def metrics_table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
     models = results["models"]
     names = list(next(iter(models.values())))
     table = Table("model", *names)
-    for model, values in models.items():
+    for model, values in sorted(models.items(), key=lambda item: item[0] != "ranker"):
         table.add_row(model, *(f"{values[name]:.4f}" for name in names))
     return table
 
