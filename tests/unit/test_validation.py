@@ -41,7 +41,7 @@ ABSENT = [
     "videos.category",
 ]
 COLUMNS = "user_id, video_id, timestamp, clicked, watch_seconds, position"
-SETTINGS = ValidationSettings(min_rows_a_day=4)
+SETTINGS = ValidationSettings(min_rows_a_day=4, max_volume_change=5)
 
 ID = pa.int64()
 TIME = pa.timestamp("us", "UTC")
