@@ -73,7 +73,8 @@ def ingest(
     from watchrank.ingestion import ingest
 
     place, settings = Workspace(workspace), Config.load(config, override)
-    report = ingest(data or place.log, source, place.events, settings.ingestion, settings.engine)
+    with console.status("ingesting"):
+        report = ingest(data or place.log, source, place.events, settings.ingestion, settings.engine)
     for name, table in report.tables.items():
         bad = ", ".join(f"{count:,} {reason}" for reason, count in table.quarantined.items()) or "none"
         console.print(f"{name}: {table.rows:,} rows; quarantined: {bad}.")
@@ -87,7 +88,8 @@ def validate(
     from watchrank.validation import validate
 
     place = Workspace(workspace)
-    report = validate(place.events, place.validation, Config.load(config, override).validation)
+    with console.status("validating"):
+        report = validate(place.events, place.validation, Config.load(config, override).validation)
     console.print(f"{len(report.suites)} suites passed; see {place.validation / 'report.html'}.")
 
 
@@ -103,9 +105,10 @@ def features(
     from watchrank.features import build_features
 
     place, settings = Workspace(workspace), Config.load(config, override)
-    build_features(place.events, place.features, settings.features, settings.engine)
-    store = open_store(feature_repo, place.features, place.feature_store)
-    materialise(store, datetime.now(UTC))
+    with console.status("building the feature tables"):
+        build_features(place.events, place.features, settings.features, settings.engine)
+    with console.status("materialising the online store"):
+        materialise(open_store(feature_repo, place.features, place.feature_store), datetime.now(UTC))
     console.print(f"Features in {place.features}, online store in {place.feature_store}.")
 
 
@@ -122,7 +125,8 @@ def dataset(
 
     place = Workspace(workspace)
     store = open_store(feature_repo, place.features, place.feature_store)
-    build_ranking_dataset(place.events, store, place.dataset, Config.load(config, override).split)
+    with console.status("joining impressions with their features"):
+        build_ranking_dataset(place.events, store, place.dataset, Config.load(config, override).split)
     console.print(f"Dataset in {place.dataset}.")
 
 
@@ -143,7 +147,8 @@ def evaluate(workspace: WorkspaceOption = HERE) -> None:
 
     place = Workspace(workspace)
     truth = place.truth if place.truth.is_dir() else None
-    results = evaluate_ranking(place.model, place.dataset, place.evaluation, truth)
+    with console.status("evaluating"):
+        results = evaluate_ranking(place.model, place.dataset, place.evaluation, truth)
     console.print(metrics_table(results))
     console.print(f"Report: {place.evaluation / 'report.html'}")
 
@@ -157,7 +162,8 @@ def export(
 
     place, settings = Workspace(workspace), Config.load(config, override)
     metrics = _read_metrics(place)
-    release = export_release(place.model, place.dataset, metrics, place.releases, settings.export)
+    with console.status("exporting and checking parity"):
+        release = export_release(place.model, place.dataset, metrics, place.releases, settings.export)
     console.print(f"Release {release}.")
 
 
@@ -220,7 +226,9 @@ def serve(
         venv=triton_venv, repository=place.model_repository, state=place.triton, ports=Ports(), models=models
     ) as server:
         console.print(
-            _how_to_query(server.settings.http_url, server.settings.grpc_url, workspace), markup=False
+            _how_to_query(server.settings.http_url, server.settings.grpc_url, workspace),
+            markup=False,
+            soft_wrap=True,
         )
         try:
             server.wait()

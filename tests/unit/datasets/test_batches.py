@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from watchrank.datasets.batches import RankingBatches
+from watchrank.datasets.batches import RankingBatches, ResampledBatches
 from watchrank.datasets.ranking import RankingDataset
 
 
@@ -50,3 +50,20 @@ def test_without_a_seed_the_order_is_that_of_the_log(prepared):
     split, loader = batches(prepared)
     ids = torch.cat([part.features["video_id"] for part in loader.epoch()]).squeeze(1).numpy()
     assert np.array_equal(ids, split.impressions["video_id"])
+
+
+def test_resampling_draws_each_impression_as_often_as_it_weighs(prepared):
+    _, loader = batches(prepared)
+    positive, negative = np.zeros(loader.rows), np.zeros(loader.rows)
+    positive[7], negative[7], negative[11] = 6, 1, 3
+    resampled = ResampledBatches(loader, positive, negative, seed=0)
+    parts = list(resampled.epoch(0))
+    assert len(parts) == len(resampled)
+    ids = torch.cat([part.features["video_id"] for part in parts]).squeeze(1).numpy()
+    as_positive = torch.cat([part.labels["clicked"] for part in parts]).squeeze(1).numpy()
+    seventh, eleventh = (loader.read(np.array([row])).features["video_id"].item() for row in (7, 11))
+    assert len(ids) == loader.rows
+    assert abs(as_positive.mean() - 0.6) < 0.02
+    assert set(ids[as_positive == 1]) == {seventh}
+    assert set(ids) == {seventh, eleventh}
+    assert torch.equal(parts[3].features["video_id"], next(resampled.epoch(0, skip=3)).features["video_id"])

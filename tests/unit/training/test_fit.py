@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from watchrank.datasets.batches import RankingBatches
 from watchrank.datasets.ranking import RankingDataset
+from watchrank.errors import InputError
 from watchrank.models.calibration import Calibration
 from watchrank.training import fit as fit_module
 from watchrank.training.fit import Fit
@@ -111,3 +112,18 @@ def test_it_stops_when_validation_gets_no_better(prepared, tmp_path, monkeypatch
 def test_the_device_is_the_one_that_is_there():
     settings = fit_module.TrainingSettings(device="auto")
     assert fit_module.device_of(settings).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("setting", [{"objective": "youtube"}, {"weighting": "resample"}])
+def test_the_other_objective_and_weighting_train_too(prepared, tmp_path, setting):
+    training = prepared.config.training.model_copy(update=setting)
+    curve = train_ranking(prepared.place.dataset, tmp_path / "model", prepared.config.ranking, training)
+    assert curve[-1].validation_loss < 1.2 * curve[0].validation_loss
+    assert (tmp_path / "model" / "weights.safetensors").exists()
+
+
+def test_excluding_what_is_no_feature_or_is_needed_is_an_input_error(prepared, tmp_path):
+    for name in ("colour", "video_id"):
+        ranking = prepared.config.ranking.model_copy(update={"exclude": (name,)})
+        with pytest.raises(InputError, match=f"exclude names {name}; it may name"):
+            train_ranking(prepared.place.dataset, tmp_path / "model", ranking, prepared.config.training)
