@@ -55,7 +55,8 @@ def simulate(
     from watchrank.simulation import simulate_into
 
     place = Workspace(workspace)
-    simulate_into(place, Config.load(config, override).simulation)
+    with console.status("simulating"):
+        simulate_into(place, Config.load(config, override).simulation)
     console.print(f"Simulated log in {place.log}.")
 
 

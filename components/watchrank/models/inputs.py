@@ -50,19 +50,21 @@ def seconds_between(later: Tensor, earlier: Tensor) -> Tensor:
     return torch.where(known, (later - earlier).float(), NEVER)
 
 
+def _same_channel(x: Features) -> Tensor:
+    """Which of the user's last watches were of the candidate's channel [B, K, L]."""
+    channel = x["channel_id"].unsqueeze(2)
+    return (x["watched_channel_ids"].unsqueeze(1) == channel) & (channel >= 0)
+
+
 def seconds_since_channel_watch(x: Features) -> Tensor:
     """Time since the user last watched the candidate's channel [B, K]; NaN if never."""
-    same = x["watched_channel_ids"].unsqueeze(1) == x["channel_id"].unsqueeze(2)  # [B, K, L]
-    same &= (x["channel_id"] >= 0).unsqueeze(2)
-    last = torch.where(same, x["watched_times"].unsqueeze(1), -1).amax(-1)  # [B, K]
+    last = torch.where(_same_channel(x), x["watched_times"].unsqueeze(1), -1).amax(-1)  # [B, K]
     return seconds_between(x["now"], last)
 
 
 def channel_watches(x: Features) -> Tensor:
     """How many of the user's last watches were of the candidate's channel [B, K]."""
-    same = x["watched_channel_ids"].unsqueeze(1) == x["channel_id"].unsqueeze(2)
-    same &= (x["channel_id"] >= 0).unsqueeze(2)
-    return same.sum(-1).float()
+    return _same_channel(x).sum(-1).float()
 
 
 def watches(x: Features) -> Tensor:
