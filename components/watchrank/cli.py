@@ -155,6 +155,32 @@ def evaluate(workspace: WorkspaceOption = HERE) -> None:
 
 
 @app.command()
+def study(
+    name: Annotated[
+        str, typer.Argument(help="hidden, inputs, objective or weighting; all when not given")
+    ] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="trainings a variant")] = 3,
+    workspace: WorkspaceOption = HERE,
+    override: SetOption = None,
+) -> None:
+    """Compare variants of the ranker over seeds; write a table and a plot to <workspace>/studies."""
+    from watchrank.studies.ranking import STUDIES
+    from watchrank.studies.runs import Runs
+
+    if name and name not in STUDIES:
+        raise InputError(f"There is no study {name!r}. There are: {', '.join(STUDIES)}.")
+    runs = Runs(Workspace(workspace), tuple(override or ()), seeds)
+    for chosen in [name] if name else STUDIES:
+        found = STUDIES[chosen](runs)
+        found.write(runs, chosen)
+        table = Table(*found.rows[0], title=found.title)
+        for row in found.rows:
+            table.add_row(*row.values())
+        console.print(table)
+        console.print(f"{found.note} Page: {runs.place.studies / chosen}.html")
+
+
+@app.command()
 def export(
     workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
 ) -> None:

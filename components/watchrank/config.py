@@ -113,7 +113,10 @@ class RankingSettings(Settings):
     id_dropout: float = Field(
         0.3, ge=0, lt=1, description="share of training impressions whose video and channel count as unknown"
     )
-    powers: bool = Field(True, description="give the network x, x squared and the root of x")
+    normalisation: Literal["quantile", "none"] = Field(
+        "quantile", description="continuous features as quantiles, or as they are (an ablation)"
+    )
+    powers: bool = Field(True, description="give the network quantiles x, x squared and the root of x")
     max_watch_seconds: float = Field(86_400, gt=1, description="no answer exceeds this: exp cannot overflow")
 
 
@@ -139,6 +142,17 @@ class TrainingSettings(Settings):
     weight_decay: float = Field(1e-5, ge=0)
     patience: int = Field(2, ge=1, description="epochs without a better validation loss before it stops")
     checkpoint_steps: int = Field(500, ge=1, description="steps between two checkpoints")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the hidden layers in training; the answer is float32 in any case"
+    )
+    compile: bool = Field(False, description="let torch.compile fuse the model's kernels")
+    sparse_rows: int = Field(
+        500_000,
+        ge=1,
+        description="embedding tables of so many rows are trained by the rows of each batch alone",
+    )
+    calibrate: bool = Field(True, description="fit the calibration on the validation window")
 
 
 class ExportSettings(Settings):

@@ -61,6 +61,11 @@ class Workspace:
         return self.root / "evaluation"
 
     @property
+    def studies(self) -> Path:
+        """Tables and plots of the studies, and the runs behind them."""
+        return self.root / "studies"
+
+    @property
     def releases(self) -> Path:
         """All releases, by number."""
         return self.root / "releases"

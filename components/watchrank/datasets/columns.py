@@ -65,5 +65,5 @@ class ColumnWriter:
 
 
 def read_columns(folder: Path) -> Columns:
-    """Map every column of a folder into memory."""
-    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+    """Map every column of a folder into memory, as plain arrays: a slice of a `numpy.memmap` costs more."""
+    return {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in sorted(folder.glob("*.npy"))}

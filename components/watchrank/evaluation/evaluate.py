@@ -73,8 +73,8 @@ def predict(model: RankingModel, split: Split, batch_size: int = 8_192) -> np.nd
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     head: nn.Module = ExpectedWatchTime(model).to(device).eval()
     batches = RankingBatches(split, model.inputs.input_names, batch_size)
-    answers = [head({n: v.to(device) for n, v in batch.features.items()}) for batch in batches.epoch()]
-    return torch.cat(answers).squeeze(1).double().cpu().numpy()
+    answers = [head(batch.to(device).features).cpu()[batch.shown > 0] for batch in batches.epoch()]
+    return torch.cat(answers).double().numpy()
 
 
 def score(split: Split, predicted: np.ndarray) -> dict[str, float]:
@@ -129,7 +129,7 @@ def against_truth(split: Split, predicted: np.ndarray, truth: Path) -> Metrics:
     Raises:
         InputError: an impression has no true value in `truth`.
     """
-    true_seconds = _true_seconds(split, truth)
+    true_seconds = true_values(split, truth)["expected_watch_seconds"].to_numpy()
     return {
         "sum_ratio": metrics.sum_ratio(predicted, true_seconds),
         "correlation_log": float(np.corrcoef(np.log(predicted), np.log(true_seconds))[0, 1]),
@@ -137,7 +137,12 @@ def against_truth(split: Split, predicted: np.ndarray, truth: Path) -> Metrics:
     }
 
 
-def _true_seconds(split: Split, truth: Path) -> np.ndarray:
+def true_values(split: Split, truth: Path) -> pd.DataFrame:
+    """Return the simulator's `expected_watch_seconds` and `click_probability` of a split's impressions.
+
+    Raises:
+        InputError: an impression has no true value in `truth`.
+    """
     keys = pd.DataFrame(
         {
             "user_id": split.requests["user_id"][split.impressions["request"]],
@@ -145,11 +150,12 @@ def _true_seconds(split: Split, truth: Path) -> np.ndarray:
             "timestamp": pd.to_datetime(split.impressions["timestamp_us"], unit="us", utc=True),
         }
     )
-    known = pd.read_parquet(truth, columns=[*keys.columns, "expected_watch_seconds"])
+    values = ["expected_watch_seconds", "click_probability"]
+    known = pd.read_parquet(truth, columns=[*keys.columns, *values])
     known["timestamp"] = known["timestamp"].astype(keys["timestamp"].dtype)
     joined = keys.merge(known, how="left", on=list(keys.columns), validate="many_to_one")
-    if joined["expected_watch_seconds"].isna().any():
+    if joined[values].isna().any(axis=None):
         raise InputError(
             f"{truth} lacks the true value of some impressions. Give the truth of this very log."
         )
-    return joined["expected_watch_seconds"].to_numpy()
+    return joined[values]

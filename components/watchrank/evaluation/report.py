@@ -1,20 +1,13 @@
-"""The report: one self-contained HTML page with its plots, for a browser and the Kubeflow UI alike."""
+"""The report of a ranker: its metrics, calibration and plots."""
 
-import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from watchrank.storage import atomic_path
-
-BLUE, ORANGE, GREEN, GREY = "#2f6fde", "#e07b39", "#2a9d6f", "#8a949e"
+from watchrank.evaluation.page import BLUE, GREEN, GREY, ORANGE, svg, write_page
 
 
 def write_report(
@@ -36,37 +29,22 @@ def write_report(
     truth = results.get("truth", {})
     deciles = results["calibration"]["decile"]
     plots = [
-        _svg("Calibration by decile", lambda axes: _calibration(axes, deciles, truth.get("deciles"))),
-        _svg("Learning curve", lambda axes: _learning_curve(axes, curve)),
-        _svg("Distribution", lambda axes: _distribution(axes, np.asarray(watch_seconds), predicted)),
+        svg("Calibration by decile", lambda axes: _calibration(axes, deciles, truth.get("deciles"))),
+        svg("Learning curve", lambda axes: _learning_curve(axes, curve)),
+        svg("Distribution", lambda axes: _distribution(axes, np.asarray(watch_seconds), predicted)),
     ]
     tables = {f"Calibration by {kind}": rows for kind, rows in results["calibration"].items()}
     if truth:
         title = f"Against the true expected watch time, by decile (overall ratio {truth['sum_ratio']:.3f})"
         tables = {title: truth["deciles"], **tables}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("watchrank.evaluation", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
+    write_page(
+        target,
+        "report.html.j2",
+        window=results["window"],
+        models=results["models"],
+        plots=plots,
+        tables=tables,
     )
-    page = environment.get_template("report.html.j2").render(
-        window=results["window"], models=results["models"], plots=plots, tables=tables
-    )
-    with atomic_path(target) as fresh:
-        fresh.write_text(page, encoding="utf-8")
-
-
-def _svg(title: str, draw: Callable[[Axes], None]) -> str:
-    """Draw one plot as an inline SVG."""
-    with mpl.rc_context({"svg.hashsalt": "watchrank", "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(4.6, 3.6), layout="constrained")
-        axes = figure.subplots()
-        axes.set_title(title)
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _calibration(axes: Axes, deciles: list[dict[str, Any]], true: list[dict[str, Any]] | None) -> None:

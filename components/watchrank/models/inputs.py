@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from watchrank.config import RankingSettings
 from watchrank.models.lookup import IdEmbedding, Vocabulary
-from watchrank.models.quantiles import QuantileNormaliser
+from watchrank.models.quantiles import QuantileNormaliser, Unnormalised
 from watchrank.schema import STATISTICS_DAYS
 
 Features = dict[str, Tensor]
@@ -168,8 +168,11 @@ class InputLayer(nn.Module):
                 for domain in self.id_names
             }
         )
-        self.normaliser = QuantileNormaliser(
-            len(self.continuous_names) + len(self.rates), settings.quantiles, powers=settings.powers
+        features = len(self.continuous_names) + len(self.rates)
+        self.normaliser = (
+            QuantileNormaliser(features, settings.quantiles, powers=settings.powers)
+            if settings.normalisation == "quantile"
+            else Unnormalised(features)
         )
         self.width = self.normaliser.out_features + sum(
             self._embedding(domain).table.embedding_dim * len(names)

@@ -7,6 +7,21 @@ from torch import Tensor, nn
 _TINY = 1e-30
 
 
+class Unnormalised(nn.Module):
+    """The F continuous features as they are, and a flag for a missing (NaN) one: an ablation."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.out_features = 2 * features
+
+    def fit(self, values: np.ndarray) -> None:
+        """Learn nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [..., 2 F] from x [..., F]."""
+        return torch.cat([x.nan_to_num(0.0), x.isnan().to(x.dtype)], -1)
+
+
 class QuantileNormaliser(nn.Module):
     """Map F continuous features to [0, 1] by their empirical cumulative distribution.
 

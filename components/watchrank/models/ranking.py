@@ -17,6 +17,17 @@ from watchrank.models.calibration import Calibration
 from watchrank.models.inputs import Features, InputLayer
 
 
+class Logit(nn.Linear):
+    """A linear layer in float32 also where mixed precision is on: exp(logit) would show every rounding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [..., 1] from x [..., width]."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 class RankingModel(nn.Module):
     """Features of B requests and their K candidates to logits [B, K].
 
@@ -32,7 +43,7 @@ class RankingModel(nn.Module):
         for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         self.hidden = nn.Sequential(*layers)
-        self.logit = nn.Linear(widths[-1], 1)
+        self.logit = Logit(widths[-1], 1)
         self.calibration = Calibration()
 
     def forward(self, x: Features) -> Tensor:

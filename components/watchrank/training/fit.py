@@ -1,5 +1,7 @@
 """The one training loop: any model, any loss, any batches; resumable at every checkpoint."""
 
+import contextlib
+import itertools
 import logging
 import math
 import sys
@@ -9,19 +11,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from watchrank.config import TrainingSettings
 from watchrank.datasets.batches import Batch
 from watchrank.storage import atomic_path
+from watchrank.training import distributed
 
 logger = logging.getLogger(__name__)
 
 Loss = Callable[[nn.Module, Batch], Tensor]
-"""(model, batch) to the loss of each of its N rows."""
+"""(model, batch) to the loss of each impression [B, K], 0 in the places that hold none."""
 
 
 class Batches(Protocol):
@@ -42,7 +47,16 @@ class Epoch:
     train_loss: float
     validation_loss: float | None
     seconds: float
+    impressions_a_second: float
     loading_share: float
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        validation = "" if self.validation_loss is None else f", validation {self.validation_loss:.4f}"
+        return (
+            f"epoch {self.epoch + 1}: loss {self.train_loss:.4f}{validation}; {self.seconds:.1f} s, "
+            f"{self.impressions_a_second:,.0f} impressions/s, {self.loading_share:.1%} of it loading"
+        )
 
 
 @dataclass
@@ -52,7 +66,7 @@ class State:
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
-    rows: int = 0
+    impressions: int = 0
     best_loss: float = math.inf
     stale_epochs: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -60,16 +74,16 @@ class State:
 
 def device_of(settings: TrainingSettings) -> torch.device:
     """Return the device that the settings name; `auto` is the GPU when there is one."""
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(settings.device)
+    cuda = torch.cuda.is_available() if settings.device == "auto" else settings.device == "cuda"
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
 class Fit:
     """One run of training: `Fit(...).run()`.
 
     The learning rate falls from its setting to 0 by a half cosine. The weights of the epoch with the
-    best validation loss win; without validation, those of the last epoch.
+    best validation loss win; without validation, those of the last epoch. Under torchrun every process
+    learns from its share of each batch, and process 0 writes the checkpoints.
     """
 
     def __init__(
@@ -88,40 +102,34 @@ class Fit:
 
         Args:
             model: trained in place, on the device of the settings.
-            loss: the loss of each row of a batch.
+            loss: the loss of each impression of a batch.
             train: the batches to learn from.
             validation: the later window that decides when to stop.
             settings: of the run.
             checkpoint: file written every `checkpoint_steps` steps and resumed from when it is there.
             key: names the model, the data and the settings; a checkpoint of another key is not used.
-            validation_loss: the loss of each row of a validation batch; `loss` when not given.
+            validation_loss: the loss of each impression of a validation batch; `loss` when not given.
         """
         self.device = device_of(settings)
         self.model = model.to(self.device)
+        self.share = distributed.share()
         self.loss, self.train = loss, train
         self.validation, self.validation_loss = validation, validation_loss or loss
         self.settings, self.checkpoint, self.key = settings, checkpoint, key
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(model, settings),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        steps = settings.epochs * len(train)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
-        )
+        self.optimizers = _optimizers(model, settings)
+        self.replica = distributed.replicated(self.model)
+        self.network: nn.Module = torch.compile(self.replica) if settings.compile else self.replica  # type: ignore[assignment]
+        self.steps = -(-len(train) // settings.accumulate)
+        self.schedules = [LambdaLR(optimizer, self._share_of_rate) for optimizer in self.optimizers]
         self.best = _copy(model)
         self.state = State()
 
     def run(self) -> list[Epoch]:
         """Train to the end, leave the model with its best weights, return the learning curve."""
-        torch.manual_seed(self.settings.seed)
         self._resume()
-        with Progress(
-            transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)
-        ) as progress:
-            bar = progress.add_task("training", total=self.settings.epochs * len(self.train))
+        quiet = not sys.stderr.isatty() or self.share.process > 0
+        with Progress(transient=True, disable=quiet, console=Console(stderr=True)) as progress:
+            bar = progress.add_task("training", total=self.settings.epochs * self.steps)
             while (
                 self.state.epoch < self.settings.epochs and self.state.stale_epochs < self.settings.patience
             ):
@@ -133,27 +141,54 @@ class Fit:
     def _epoch(self, report: Callable[[int], None]) -> None:
         clock = _Clock()
         self.model.train()
-        done = self.state.epoch * len(self.train)
-        for batch in clock.loading(self.train.epoch(self.state.epoch, skip=self.state.step)):
-            self._step(batch)
+        done = self.state.epoch * self.steps
+        batches = self.train.epoch(self.state.epoch, skip=self.state.step * self.settings.accumulate)
+        for group in clock.loading(_groups(batches, self.settings.accumulate)):
+            self._step(group)
+            clock.impressions += sum(batch.impressions for batch in group)
             report(done + self.state.step)
             if self.state.step % self.settings.checkpoint_steps == 0:
                 self._save()
         self._close_epoch(clock)
         self._save()
 
-    def _step(self, batch: Batch) -> None:
-        rows = self.loss(self.model, self._move(batch))
-        self.optimizer.zero_grad(set_to_none=True)
-        rows.mean().backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.schedule.step()
+    def _step(self, group: list[Batch]) -> None:
+        """Move the weights by the mean gradient of all impressions of a group of batches."""
+        torch.manual_seed(_step_seed(self.settings.seed, self.state, self.share.process))
+        own = sum(batch.impressions for batch in group)
+        everywhere = distributed.total([own], self.device)[0]
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        for place, batch in enumerate(group, 1):
+            with self._exchange(place == len(group)), self._autocast():
+                loss = self.loss(self.network, batch.to(self.device)).sum()
+                (loss * (self.share.processes / everywhere)).backward()  # type: ignore[no-untyped-call]
+            self.state.loss_sum += loss.item()
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         self.state.step += 1
-        self.state.rows += rows.numel()
-        self.state.loss_sum += rows.detach().sum().item()
+        self.state.impressions += own
+
+    def _exchange(self, now: bool) -> contextlib.AbstractContextManager[None]:
+        """Only the last batch of a group exchanges gradients with the other processes."""
+        replica = self.replica
+        if now or not isinstance(replica, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return replica.no_sync()
+
+    def _autocast(self) -> torch.autocast:
+        lower = self.settings.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=lower)
+
+    def _share_of_rate(self, step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(step / (self.settings.epochs * self.steps), 1)))
 
     def _close_epoch(self, clock: "_Clock") -> None:
+        self._collect()
         state = self.state
+        loss_sum, impressions = distributed.total([state.loss_sum, state.impressions], self.device)
+        seen = distributed.total([clock.impressions], self.device)[0]
         validation_loss = self._validate()
         loss = validation_loss if validation_loss is not None else -state.epoch
         if loss < state.best_loss:
@@ -162,44 +197,49 @@ class Fit:
             state.stale_epochs += 1
         line = Epoch(
             epoch=state.epoch,
-            train_loss=state.loss_sum / state.rows,
+            train_loss=loss_sum / impressions,
             validation_loss=validation_loss,
             seconds=clock.seconds,
-            loading_share=clock.loading_seconds / clock.seconds,
+            impressions_a_second=seen / clock.training_seconds,
+            loading_share=clock.loading_seconds / clock.training_seconds,
         )
         logger.info("%s", line)
         state.history.append(asdict(line))
-        state.epoch, state.step, state.loss_sum, state.rows = state.epoch + 1, 0, 0.0, 0
+        state.epoch, state.step, state.loss_sum, state.impressions = state.epoch + 1, 0, 0.0, 0
 
     @torch.no_grad()
     def _validate(self) -> float | None:
         if self.validation is None:
             return None
         self.model.eval()
-        total, rows = 0.0, 0
+        loss, impressions = 0.0, 0
         for batch in self.validation.epoch():
-            losses = self.validation_loss(self.model, self._move(batch))
-            total, rows = total + losses.sum().item(), rows + losses.numel()
-        return total / rows
-
-    def _move(self, batch: Batch) -> Batch:
-        features = {name: value.to(self.device, non_blocking=True) for name, value in batch.features.items()}
-        labels = {name: value.to(self.device, non_blocking=True) for name, value in batch.labels.items()}
-        return Batch(features, labels)
+            loss += self.validation_loss(self.model, batch.to(self.device)).sum().item()
+            impressions += batch.impressions
+        loss_sum, everywhere = distributed.total([loss, impressions], self.device)
+        return loss_sum / everywhere
 
     def _save(self) -> None:
-        values = {
-            "key": self.key,
-            "state": asdict(self.state),
-            "model": self.model.state_dict(),
-            "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-        }
-        with atomic_path(self.checkpoint) as fresh:
-            torch.save(values, fresh)
+        self._collect()
+        if self.share.process == 0:
+            values = {
+                "key": self.key,
+                "state": asdict(self.state),
+                "model": self.model.state_dict(),
+                "best": self.best,
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "schedules": [schedule.state_dict() for schedule in self.schedules],
+            }
+            with atomic_path(self.checkpoint) as fresh:
+                torch.save(values, fresh)
+        distributed.wait()
+
+    def _collect(self) -> None:
+        """Bring the sums of all processes to process 0, which saves them."""
+        state = self.state
+        loss_sum, impressions = distributed.total([state.loss_sum, state.impressions], self.device)
+        first = self.share.process == 0
+        state.loss_sum, state.impressions = (loss_sum, int(impressions)) if first else (0.0, 0)
 
     def _resume(self) -> None:
         if not self.checkpoint.exists():
@@ -209,43 +249,67 @@ class Fit:
             logger.warning("The checkpoint %s is of another run: it is not used.", self.checkpoint)
             return
         self.state = State(**values["state"])
+        if self.share.process > 0:
+            self.state.loss_sum, self.state.impressions = 0.0, 0
         self.model.load_state_dict(values["model"])
         self.best = values["best"]
-        self.optimizer.load_state_dict(values["optimizer"])
-        self.schedule.load_state_dict(values["schedule"])
-        torch.set_rng_state(values["rng"])
-        if values["cuda_rng"]:
-            torch.cuda.set_rng_state_all(values["cuda_rng"])
+        for optimizer, found in zip(self.optimizers, values["optimizers"], strict=True):
+            optimizer.load_state_dict(found)
+        for schedule, found in zip(self.schedules, values["schedules"], strict=True):
+            schedule.load_state_dict(found)
         logger.info("Resumed at epoch %d, step %d.", self.state.epoch, self.state.step)
 
 
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+def _step_seed(seed: int, state: State, process: int) -> int:
+    """Return what a step draws its random numbers from: a resumed run draws the same."""
+    sequence = np.random.SeedSequence([seed, state.epoch, state.step, process])
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
 class _Clock:
-    """Wall time of an epoch, and how much of it went into loading batches."""
+    """Wall time of an epoch, how much of it went into training steps, and of those into loading batches."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
-        self.loading_seconds = 0.0
+        self.loading_seconds = self.training_seconds = 0.0
+        self.impressions = 0
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.started
 
-    def loading(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
+    def loading(self, groups: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        asked = time.perf_counter()
+        for group in groups:
             self.loading_seconds += time.perf_counter() - asked
-            if batch is None:
-                return
-            yield batch
+            yield group
+            self.training_seconds += time.perf_counter() - asked
+            asked = time.perf_counter()
 
 
-def _parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
-    """Embedding tables learn at a rate of their own: a row is seen too rarely to bear the full one."""
-    tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in tables]
+def _optimizers(model: nn.Module, settings: TrainingSettings) -> list[torch.optim.Optimizer]:
+    """Make the optimizers: AdamW, and beside it SparseAdam for large embedding tables.
+
+    Embedding tables learn at a rate of their own: a row is seen too rarely to bear the full one. Of a
+    large table only the rows of the batch are touched: it has sparse gradients and no weight decay.
+    """
+    tables = {id(module.weight): module for module in model.modules() if isinstance(module, nn.Embedding)}
+    for table in tables.values():
+        table.sparse = table.num_embeddings >= settings.sparse_rows
     rate = settings.learning_rate * settings.embedding_rate
-    return [{"params": others}, {"params": list(tables.values()), "lr": rate}]
+    dense = [table.weight for table in tables.values() if not table.sparse]
+    sparse = [table.weight for table in tables.values() if table.sparse]
+    others = [parameter for parameter in model.parameters() if id(parameter) not in tables]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": dense, "lr": rate}]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    ]
+    return [*optimizers, torch.optim.SparseAdam(sparse, lr=rate)] if sparse else optimizers
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

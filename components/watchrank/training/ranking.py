@@ -1,7 +1,6 @@
 """Train the watch-time ranker: dataset in, model folder out."""
 
 import hashlib
-import itertools
 import json
 import math
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from watchrank.config import Objective, RankingSettings, TrainingSettings, parse
-from watchrank.datasets.batches import LABELS, Batch, RankingBatches, ResampledBatches
+from watchrank.datasets.batches import LABELS, Batch, RankingBatches, ResampledBatches, Share
 from watchrank.datasets.ranking import RankingDataset, Split
 from watchrank.errors import InputError
 from watchrank.models.inputs import NEEDED, POOLED, InputLayer, id_features
@@ -22,8 +21,9 @@ from watchrank.models.lookup import top_ids
 from watchrank.models.ranking import RankingModel
 from watchrank.schema import RANKING_INPUTS
 from watchrank.storage import atomic_path, write_json
+from watchrank.training import distributed
 from watchrank.training.calibration import fit_calibration
-from watchrank.training.fit import Batches, Epoch, Fit, Loss
+from watchrank.training.fit import Batches, Epoch, Fit, Loss, device_of
 from watchrank.training.losses import objective_weights, weighted_logistic_loss
 
 QUANTILE_ROWS = 200_000
@@ -38,7 +38,8 @@ def train_ranking(
 ) -> list[Epoch]:
     """Train a ranking model and write it to the folder `output`.
 
-    A run that was killed resumes from the checkpoint beside `output`.
+    A run that was killed resumes from the checkpoint beside `output`. Under torchrun all processes train, and
+    process 0 writes.
 
     Args:
         dataset: folder of `datasets.ranking.build_ranking_dataset`.
@@ -50,34 +51,43 @@ def train_ranking(
         The learning curve.
     """
     data = RankingDataset.open(dataset)
-    torch.manual_seed(training.seed)
-    model = new_model(data, ranking)
-    train, validation = data.split("train"), data.split("validation")
-    names, objective = model.inputs.input_names, training.objective
-    batches, drawn_as = training_batches(train, names, training)
     checkpoint = output.parent / f"{output.name}.checkpoint"
-    curve = Fit(
-        model,
-        watch_time_loss(drawn_as),
-        batches,
-        RankingBatches(validation, names, training.batch_size) if len(validation) else None,
-        training,
-        checkpoint=checkpoint,
-        key=_run_key(data, ranking, training),
-        validation_loss=watch_time_loss(objective),
-    ).run()
-    calibrate(model, validation)
-    save_model(model, output, ranking, left_out(data, ranking), curve)
-    checkpoint.unlink(missing_ok=True)
+    with distributed.process_group(device_of(training).type):
+        torch.manual_seed(training.seed)
+        model = new_model(data, ranking)
+        curve = _fit(model, data, training, checkpoint, _run_key(data, ranking, training))
+        if distributed.share().process == 0:
+            if training.calibrate:
+                calibrate(model, data.split("validation"))
+            save_model(model, output, ranking, left_out(data, ranking), curve)
+            checkpoint.unlink(missing_ok=True)
+        distributed.wait()
     return curve
 
 
+def _fit(
+    model: RankingModel, data: RankingDataset, training: TrainingSettings, checkpoint: Path, key: str
+) -> list[Epoch]:
+    share, names, validation = distributed.share(), model.inputs.input_names, data.split("validation")
+    batches, drawn_as = training_batches(data.split("train"), names, training, share)
+    return Fit(
+        model,
+        watch_time_loss(drawn_as),
+        batches,
+        RankingBatches(validation, names, training.batch_size, share=share) if len(validation) else None,
+        training,
+        checkpoint=checkpoint,
+        key=key,
+        validation_loss=watch_time_loss(training.objective),
+    ).run()
+
+
 def watch_time_loss(objective: Objective) -> Loss:
-    """Return the loss of each row [N, 1] of a batch of impressions under an objective."""
+    """Return the loss of each impression [B, K] of a batch under an objective; 0 where there is none."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         weights = objective_weights(objective, batch.labels["clicked"], batch.labels["watch_seconds"])
-        return weighted_logistic_loss(model(batch.features), weights)
+        return weighted_logistic_loss(model(batch.features), weights) * batch.shown
 
     return loss
 
@@ -88,19 +98,27 @@ def calibrate(model: RankingModel, validation: Split) -> None:
     if not len(validation):
         return
     batches = RankingBatches(validation, model.inputs.input_names, PREDICTION_ROWS)
-    device = next(model.parameters()).device
-    logits = [model({n: v.to(device) for n, v in batch.features.items()}) for batch in batches.epoch()]
-    z = torch.cat(logits).squeeze(1).cpu().numpy()
+    z = logits(model, batches).numpy()
     fit_calibration(model.calibration, z, validation.impressions["watch_seconds"])
 
 
-def training_batches(train: Split, names: set[str], settings: TrainingSettings) -> tuple[Batches, Objective]:
+@torch.no_grad()
+def logits(model: RankingModel, batches: RankingBatches) -> Tensor:
+    """Return the logit of every impression [N] of batches that keep the order of their split, on the CPU."""
+    device = next(model.parameters()).device
+    parts = [model(batch.to(device).features).cpu()[batch.shown > 0] for batch in batches.epoch()]
+    return torch.cat(parts)
+
+
+def training_batches(
+    train: Split, names: set[str], settings: TrainingSettings, share: Share
+) -> tuple[Batches, Objective]:
     """Return the batches to learn from, and the objective under which their labels are to be read.
 
     `resample` draws each impression as often as its objective's weights say; what was drawn then weighs 1,
     as a click of one second does under `youtube`.
     """
-    batches = RankingBatches(train, names, settings.batch_size, seed=settings.seed)
+    batches = RankingBatches(train, names, settings.batch_size, seed=settings.seed, share=share)
     if settings.weighting == "gradient":
         return batches, settings.objective
     clicked, seconds = (torch.from_numpy(np.array(train.impressions[name])).float() for name in LABELS)
@@ -158,9 +176,9 @@ def _vocabulary(train: Split, names: list[str], limit: int) -> Tensor:
 
 @torch.no_grad()
 def _fit_inputs(inputs: InputLayer, train: Split) -> None:
-    batches = RankingBatches(train, inputs.input_names, 4_096, seed=0)
-    sample = [batch.features for batch in itertools.islice(batches.epoch(), QUANTILE_ROWS // 4_096)]
-    inputs.fit({name: torch.cat([features[name] for features in sample]) for name in sample[0]})
+    batches = RankingBatches(train, inputs.input_names, 1)
+    rows = np.random.default_rng(0).choice(len(train), min(len(train), QUANTILE_ROWS), replace=False)
+    inputs.fit(batches.read(np.sort(rows)).features)
 
 
 def save_model(

@@ -1,3 +1,4 @@
+import json
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from watchrank.datasets.ranking import RankingDataset
 from watchrank.errors import InputError
 from watchrank.models.calibration import Calibration
 from watchrank.training import fit as fit_module
-from watchrank.training.fit import Fit
+from watchrank.training.fit import Epoch, Fit
 from watchrank.training.ranking import load_model, new_model, train_ranking, watch_time_loss
 
 TRAIN = """
@@ -35,8 +36,8 @@ def test_training_lowers_the_validation_loss_and_ends_on_the_best_epoch(trained)
 
     def loss(model):
         with torch.no_grad():
-            losses = [watch_time_loss("exact")(model.eval(), batch) for batch in batches.epoch()]
-        return torch.cat(losses).mean().item()
+            losses = [watch_time_loss("exact")(model.eval(), batch).sum() for batch in batches.epoch()]
+        return torch.stack(losses).sum().item() / batches.rows
 
     best = min(line["validation_loss"] for line in curve)
     model = load_model(trained.place.model)
@@ -47,8 +48,6 @@ def test_training_lowers_the_validation_loss_and_ends_on_the_best_epoch(trained)
 
 
 def fit_curve(trained):
-    import json
-
     return json.loads((trained.place.model / "learning_curve.json").read_text())
 
 
@@ -120,6 +119,105 @@ def test_the_other_objective_and_weighting_train_too(prepared, tmp_path, setting
     curve = train_ranking(prepared.place.dataset, tmp_path / "model", prepared.config.ranking, training)
     assert curve[-1].validation_loss < 1.2 * curve[0].validation_loss
     assert (tmp_path / "model" / "weights.safetensors").exists()
+
+
+def weights_of(folder):
+    return load_file(folder / "weights.safetensors")
+
+
+def trained_with(prepared, folder, **training):
+    """Train without the dropout of ids, whose draws depend on how a batch is cut."""
+    ranking = prepared.config.ranking.model_copy(update={"id_dropout": 0.0})
+    settings = prepared.config.training.model_copy(update={"calibrate": False, **training})
+    curve = train_ranking(prepared.place.dataset, folder, ranking, settings)
+    return curve, weights_of(folder)
+
+
+def assert_same(found, expected):
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=2e-3, atol=2e-4, msg=name)
+
+
+def test_accumulated_gradients_of_small_batches_are_those_of_a_large_one(prepared, tmp_path):
+    curve, expected = trained_with(prepared, tmp_path / "whole", batch_size=1_024)
+    again, found = trained_with(prepared, tmp_path / "parts", batch_size=256, accumulate=4)
+    assert_same(found, expected)
+    assert again[-1].train_loss == pytest.approx(curve[-1].train_loss, rel=1e-4)
+
+
+def test_two_processes_under_torchrun_learn_what_one_learns(prepared, tmp_path):
+    curve, expected = trained_with(prepared, tmp_path / "one", batch_size=1_024, sparse_rows=100)
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    ranking = prepared.config.ranking.model_copy(update={"id_dropout": 0.0})
+    training = prepared.config.training.model_copy(
+        update={
+            "calibrate": False,
+            "batch_size": 512,
+            "accumulate": 2,
+            "sparse_rows": 100,
+            "checkpoint_steps": 3,
+        }
+    )
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        script,
+    ]
+    settings = [ranking.model_dump_json(), training.model_dump_json()]
+    subprocess.run([*torchrun, prepared.place.dataset, tmp_path / "two", *settings], check=True, timeout=300)
+    assert_same(weights_of(tmp_path / "two"), expected)
+    line = json.loads((tmp_path / "two" / "learning_curve.json").read_text())[-1]
+    assert line["train_loss"] == pytest.approx(curve[-1].train_loss, rel=1e-4)
+    assert line["validation_loss"] == pytest.approx(curve[-1].validation_loss, rel=1e-4)
+    assert not (tmp_path / "two.checkpoint").exists()
+
+
+def test_mixed_precision_trains_to_nearly_the_same_loss(prepared, tmp_path):
+    curve, expected = trained_with(prepared, tmp_path / "float32")
+    lower, found = trained_with(prepared, tmp_path / "bfloat16", precision="bfloat16")
+    assert lower[-1].validation_loss == pytest.approx(curve[-1].validation_loss, rel=2e-2)
+    assert found["logit.weight"].dtype == torch.float32
+    assert not torch.equal(found["hidden.0.weight"], expected["hidden.0.weight"])
+
+
+def test_a_large_table_is_trained_by_the_rows_of_each_batch_alone(prepared):
+    data = RankingDataset.open(prepared.place.dataset)
+    model = new_model(data, prepared.config.ranking)
+    table = model.inputs.embeddings["video"].table
+    settings = prepared.config.training.model_copy(update={"sparse_rows": 100, "epochs": 1})
+    before = table.weight.detach().clone()
+    batches = RankingBatches(data.split("train"), model.inputs.input_names, 64, seed=0)
+    run = Fit(model, watch_time_loss("exact"), batches, None, settings, checkpoint=None, key="")
+    batch = next(batches.epoch())
+    run._step([batch])
+    ids = torch.cat([batch.features["video_id"].flatten(), batch.features["watched_video_ids"].flatten()])
+    touched = torch.zeros(len(before), dtype=torch.bool)
+    touched[model.inputs.embeddings["video"].vocabulary(ids)] = True
+    touched[0] = False
+    changed = (table.weight != before).any(1)
+    assert table.weight.grad.is_sparse
+    assert not model.inputs.embeddings["gender"].table.weight.grad.is_sparse
+    assert touched.sum() > 20
+    assert not (changed & ~touched).any()
+    assert changed[touched].float().mean() > 0.9
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(prepared, tmp_path):
+    curve, expected = trained_with(prepared, tmp_path / "eager", epochs=1)
+    again, found = trained_with(prepared, tmp_path / "compiled", epochs=1, compile=True)
+    assert again[-1].validation_loss == pytest.approx(curve[-1].validation_loss, rel=1e-3)
+    assert found.keys() == expected.keys()
+
+
+def test_a_line_of_the_learning_curve_names_the_share_of_loading(trained):
+    line = Epoch(**fit_curve(trained)[0])
+    assert f"{line.loading_share:.1%} of it loading" in str(line)
 
 
 def test_excluding_what_is_no_feature_or_is_needed_is_an_input_error(prepared, tmp_path):
