@@ -6,10 +6,10 @@ nothing is read from the environment.
 
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from watchrank.errors import InputError
 
@@ -73,6 +73,12 @@ class FeatureSettings(Settings):
         0, ge=0, description="cadence of user activity snapshots; 0 for one after every event"
     )
     statistics_cadence_seconds: int = Field(3_600, ge=1, description="cadence of video statistics")
+    user_statistics_cadence_seconds: int = Field(
+        86_400, ge=1, description="cadence of user statistics"
+    )
+    user_statistics_lag_seconds: int = Field(
+        86_400, ge=0, description="how long user statistics are held back; see the README on why"
+    )
 
 
 class SplitSettings(Settings):
@@ -94,13 +100,22 @@ HIDDEN_PRESETS: dict[str, tuple[int, ...]] = {
 """The seven variants of Covington et al. 2016, table 1."""
 
 
+def _preset(name: Any) -> str:
+    """Take 512, as YAML reads it, for "512"; refuse what is no preset."""
+    if str(name) not in HIDDEN_PRESETS:
+        raise ValueError(f"must be one of {', '.join(HIDDEN_PRESETS)}")
+    return str(name)
+
+
 class RankingSettings(Settings):
     """The architecture of the ranking model."""
 
-    hidden: str = Field("512-256", description=f"hidden layers: one of {', '.join(HIDDEN_PRESETS)}")
+    hidden: Annotated[str, BeforeValidator(_preset)] = Field(
+        "512-256", description=f"hidden layers: one of {', '.join(HIDDEN_PRESETS)}"
+    )
     exclude: tuple[str, ...] = Field(
-        ("user_impressions_7d", "user_clicks_7d", "user_watch_seconds_7d", "watched_seconds"),
-        description="raw features to leave out, beside those the source lacks; see the README on these four",
+        ("watched_seconds",),
+        description="raw features to leave out, beside those the source lacks; see the README on this one",
     )
     video_dim: int = Field(16, ge=1, description="width of a video's embedding")
     channel_dim: int = Field(8, ge=1, description="width of a channel's embedding")

@@ -26,6 +26,7 @@ from watchrank.schema import (
     PAD_ID,
     USER_ACTIVITY,
     USER_PROFILE,
+    USER_STATISTICS,
     USER_TENSORS,
     VIDEO_PROFILE,
     VIDEO_STATISTICS,
@@ -37,10 +38,10 @@ from watchrank.schema import (
 with warnings.catch_warnings():  # Feast switches every library's deprecation warnings on
     from feast import Entity, FeatureService, FeatureStore, FeatureView
 
-USER_TABLES = (USER_PROFILE, USER_ACTIVITY)
+USER_TABLES = (USER_PROFILE, USER_ACTIVITY, USER_STATISTICS)
 VIDEO_TABLES = (VIDEO_PROFILE, VIDEO_STATISTICS)
 
-_COUNTED = (USER_ACTIVITY, VIDEO_STATISTICS)
+_COUNTED = (USER_STATISTICS, VIDEO_STATISTICS)
 _ARROW: dict[Dtype, pa.DataType] = {
     "int64": pa.int64(),
     "float32": pa.float32(),

@@ -173,11 +173,19 @@ USER_ACTIVITY = Table(
         _column("watched_seconds", "list<float32>", "for how many seconds", length=WATCH_HISTORY),
         _ids("search_token_ids", SEARCH_HISTORY, "text ids of the last search tokens, newest first"),
         _ids("impression_video_ids", IMPRESSION_HISTORY, "videos last shown, newest first, with repeats"),
-        _column("user_impressions_7d", "int64", "impressions in the 7 days before"),
-        _column("user_clicks_7d", "int64", "clicks in the 7 days before"),
-        _column("user_watch_seconds_7d", "float32", "seconds watched in the 7 days before"),
     ),
 )
+
+USER_STATISTICS = Table(
+    name="user_statistics",
+    key=("user_id",),
+    columns=(
+        _column("user_impressions_7d", "int64", "impressions in 7 x 24 h, held back by a day"),
+        _column("user_clicks_7d", "int64", "clicks in 7 x 24 h, held back by a day"),
+        _column("user_watch_seconds_7d", "float32", "seconds watched in 7 x 24 h, held back by a day"),
+    ),
+)
+"""Apart from the activity, renewed more rarely and held back: see `features.counts.user_statistics`."""
 
 VIDEO_PROFILE = Table(
     name="video_profile",
@@ -210,7 +218,7 @@ VIDEO_STATISTICS = Table(
     ),
 )
 
-FEATURE_TABLES = (USER_PROFILE, USER_ACTIVITY, VIDEO_PROFILE, VIDEO_STATISTICS)
+FEATURE_TABLES = (USER_PROFILE, USER_ACTIVITY, USER_STATISTICS, VIDEO_PROFILE, VIDEO_STATISTICS)
 
 FEATURE_ORIGIN = {
     "age": "users.age",
@@ -254,7 +262,7 @@ REQUEST_TENSORS = (
 )
 USER_TENSORS = tuple(
     _tensor(column, (column.length or 1,))
-    for table in (USER_PROFILE, USER_ACTIVITY)
+    for table in (USER_PROFILE, USER_ACTIVITY, USER_STATISTICS)
     for column in table.columns
 )
 VIDEO_TENSORS = (

@@ -24,11 +24,20 @@ from watchrank.feature_store import (
     open_store,
     pad_lists,
 )
-from watchrank.schema import FEATURE_TABLES, PAD_ID, USER_TENSORS, VIDEO_TENSORS, text_id
+from watchrank.schema import (
+    FEATURE_TABLES,
+    PAD_ID,
+    USER_ACTIVITY,
+    USER_PROFILE,
+    USER_TENSORS,
+    VIDEO_TENSORS,
+    text_id,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "feature_repo"
 INSTANT = timedelta(microseconds=1)
 MINUTE = timedelta(minutes=1)
+DAY = timedelta(days=1)
 NOON = datetime(2026, 1, 10, 12, tzinfo=UTC)
 
 
@@ -66,8 +75,10 @@ def test_past_features_are_the_newest_before_each_row(store):
     found = historical_features(store, USER_TABLES, entities("user_id", *rows))
     assert found["watched_video_ids"][:, :3].tolist() == [[7, -1, -1], [-1, -1, -1], [7, -1, -1], [8, 7, -1]]
     assert found["watched_seconds"][:, :3].tolist() == [[30, 0, 0], [0, 0, 0], [30, 0, 0], [12.5, 30, 0]]
-    assert found["user_impressions_7d"].tolist() == [1, 0, 1, 2]
-    assert found["user_watch_seconds_7d"].tolist() == [30.0, 0.0, 30.0, 42.5]
+    assert found["user_impressions_7d"].tolist() == [0] * 4
+    later = historical_features(store, USER_TABLES, entities("user_id", (1, NOON + 2 * DAY)))
+    assert later["user_impressions_7d"].tolist() == [2]
+    assert later["user_watch_seconds_7d"].tolist() == [42.5]
     assert found["age"].tolist() == [33.0] * 4
     assert found["user_language"].tolist() == [text_id("fr")] * 4
 
@@ -76,11 +87,11 @@ def test_no_row_is_lost_and_the_order_stays(store):
     """Rows that share (user, time), users that nothing is known of, and times before any feature."""
     random = np.random.default_rng(0)
     users = random.choice([1, 2, 3, 99], 500)
-    times = random.choice([NOON - MINUTE, NOON + MINUTE, NOON + 20 * MINUTE], 500)
+    times = random.choice([NOON - MINUTE, NOON + MINUTE, NOON + 2 * DAY], 500)
     found = historical_features(store, USER_TABLES, entities("user_id", *zip(users, times, strict=True)))
     ages = np.where(users == 1, 33.0, np.nan)
     assert np.array_equal(found["age"], ages, equal_nan=True)
-    seen = {(1, NOON + MINUTE): 1, (1, NOON + 20 * MINUTE): 2, (2, NOON + 20 * MINUTE): 1}
+    seen = {(1, NOON + 2 * DAY): 2, (2, NOON + 2 * DAY): 1}
     assert found["user_impressions_7d"].tolist() == [
         seen.get(key, 0) for key in zip(users, times, strict=True)
     ]
@@ -204,7 +215,7 @@ def test_definitions_are_the_schema(store):
     }
     assert offered == {
         "ranking": feature_refs(FEATURE_TABLES),
-        "candidate_generation": feature_refs(USER_TABLES),
+        "candidate_generation": feature_refs([USER_PROFILE, USER_ACTIVITY]),
     }
 
 

@@ -58,9 +58,6 @@ def test_a_snapshot_follows_each_event_with_lists_newest_first(make_features, sh
             "watched_seconds": [30.0],
             "search_token_ids": [],
             "impression_video_ids": [8, 7],
-            "user_impressions_7d": 2,
-            "user_clicks_7d": 1,
-            "user_watch_seconds_7d": 30.0,
         },
         {
             "user_id": 1,
@@ -71,9 +68,6 @@ def test_a_snapshot_follows_each_event_with_lists_newest_first(make_features, sh
             "watched_seconds": [12.5, 30.0],
             "search_token_ids": [text_id("cats"), text_id("blue")],
             "impression_video_ids": [9, 8, 7],
-            "user_impressions_7d": 3,
-            "user_clicks_7d": 2,
-            "user_watch_seconds_7d": 42.5,
         },
         {
             "user_id": 2,
@@ -84,9 +78,6 @@ def test_a_snapshot_follows_each_event_with_lists_newest_first(make_features, sh
             "watched_seconds": [],
             "search_token_ids": [],
             "impression_video_ids": [9],
-            "user_impressions_7d": 1,
-            "user_clicks_7d": 0,
-            "user_watch_seconds_7d": 0.0,
         },
     ]
 
@@ -95,7 +86,6 @@ def test_an_event_at_the_stamp_itself_is_not_in_the_snapshot(make_features, show
     _, features = make_features([shown(1, 7, NOON, 30), shown(1, 8, NOON + INSTANT, 40)])
     first, second = rows_of(features, "user_activity")
     assert (first["event_timestamp"], first["watched_video_ids"]) == (NOON + INSTANT, [7])
-    assert (first["user_impressions_7d"], first["user_watch_seconds_7d"]) == (1, 30.0)
     assert (second["event_timestamp"], second["watched_video_ids"]) == (NOON + 2 * INSTANT, [8, 7])
 
 
@@ -106,7 +96,8 @@ def test_a_search_alone_makes_a_snapshot(make_features, shown):
     (row,) = rows_of(features, "user_activity", 2)
     assert row["event_timestamp"] == NOON + INSTANT
     assert row["search_token_ids"] == [text_id("习"), text_id("学"), text_id("ml")]
-    assert (row["impression_video_ids"], row["user_impressions_7d"]) == ([], 0)
+    assert row["impression_video_ids"] == []
+    assert rows_of(features, "user_statistics", 2) == []
 
 
 def test_seven_days_are_counted_from_the_stamp_to_the_microsecond(make_features, shown):
@@ -115,9 +106,20 @@ def test_seven_days_are_counted_from_the_stamp_to_the_microsecond(make_features,
         [shown(user, 7, NOON, 30) for user in (1, 2)]
         + [shown(1, 8, on_the_edge, 40), shown(2, 8, past_it, 40)]
     )
-    assert [row["user_watch_seconds_7d"] for row in rows_of(features, "user_activity", 1)] == [30.0, 70.0]
-    assert [row["user_watch_seconds_7d"] for row in rows_of(features, "user_activity", 2)] == [30.0, 40.0]
     assert rows_of(features, "user_activity", 2)[1]["watched_video_ids"] == [8, 7]
+
+
+def test_user_statistics_are_renewed_once_a_day_go_back_seven_and_lag_by_one(make_features, shown):
+    day = timedelta(days=1)
+    events = [shown(1, 7, NOON, 30), shown(1, 8, NOON + HOUR), shown(1, 9, NOON + 6 * day, 40)]
+    _, features = make_features([*events, shown(1, 7, NOON + 7 * day, 5)])
+    midnight = datetime(2026, 1, 12, tzinfo=UTC)  # the end of the first day, and a day of lag
+    found = [tuple(row.values()) for row in rows_of(features, "user_statistics")]
+    assert found == [
+        (1, midnight, 2, 1, 30.0),
+        (1, midnight + 6 * day, 3, 2, 70.0),
+        (1, midnight + 7 * day, 2, 2, 45.0),
+    ]
 
 
 def test_a_cadence_keeps_one_snapshot_a_bucket_stamped_at_its_end(make_features, shown):
@@ -125,7 +127,6 @@ def test_a_cadence_keeps_one_snapshot_a_bucket_stamped_at_its_end(make_features,
     _, features = make_features(events, cadence=3_600)
     first, second = rows_of(features, "user_activity")
     assert (first["event_timestamp"], first["impression_video_ids"]) == (NOON + HOUR, [8, 7])
-    assert (first["user_impressions_7d"], first["user_clicks_7d"]) == (2, 1)
     assert (second["event_timestamp"], second["impression_video_ids"]) == (NOON + 2 * HOUR, [9, 8, 7])
 
 
@@ -261,7 +262,6 @@ def expected_activity(impressions: list[dict], searches: list[dict], cadence: in
         asked = [row for row in searches if row["user_id"] == user and row["timestamp"] < stamp]
         asked.sort(key=lambda row: row["timestamp"])
         tokens = [text_id(word) for row in asked for word in row["query"].split()]
-        recent = [row for row in seen if row["timestamp"] >= stamp - WEEK]
         rows.append(
             {
                 "user_id": user,
@@ -272,30 +272,25 @@ def expected_activity(impressions: list[dict], searches: list[dict], cadence: in
                 "watched_seconds": [row["watch_seconds"] for row in watched],
                 "search_token_ids": tokens[::-1][:50],
                 "impression_video_ids": [row["video_id"] for row in seen][:200],
-                "user_impressions_7d": len(recent),
-                "user_clicks_7d": sum(row["clicked"] for row in recent),
-                "user_watch_seconds_7d": sum(row["watch_seconds"] for row in recent),
             }
         )
     return rows
 
 
-def expected_statistics(impressions: list[dict], cadence: int) -> list[dict]:
-    """What `video_statistics` must hold, read off the log in plain Python."""
-    rows = []
-    for video, stamp in sorted(
-        {(row["video_id"], stamp_of(row["timestamp"], cadence)) for row in impressions}
-    ):
-        values: dict = {"video_id": video, "event_timestamp": stamp}
-        for days in (1, 7, 28):
+def expected_statistics(
+    impressions: list[dict], entity: str, windows: tuple[int, ...], cadence: int, lag: int = 0
+) -> list[dict]:
+    """What `user_statistics` or `video_statistics` must hold, read off the log in plain Python."""
+    key, rows = f"{entity}_id", []
+    for one, stamp in sorted({(row[key], stamp_of(row["timestamp"], cadence)) for row in impressions}):
+        values: dict = {key: one, "event_timestamp": stamp}
+        for days in windows:
             first = stamp - timedelta(days=days)
-            within = [
-                row for row in impressions if first <= row["timestamp"] < stamp and row["video_id"] == video
-            ]
-            values[f"video_impressions_{days}d"] = len(within)
-            values[f"video_clicks_{days}d"] = sum(row["clicked"] for row in within)
-            values[f"video_watch_seconds_{days}d"] = sum(row["watch_seconds"] for row in within)
-        rows.append(values)
+            within = [row for row in impressions if first <= row["timestamp"] < stamp and row[key] == one]
+            values[f"{entity}_impressions_{days}d"] = len(within)
+            values[f"{entity}_clicks_{days}d"] = sum(row["clicked"] for row in within)
+            values[f"{entity}_watch_seconds_{days}d"] = sum(row["watch_seconds"] for row in within)
+        rows.append(values | {"event_timestamp": stamp + timedelta(seconds=lag)})
     return rows
 
 
@@ -310,7 +305,10 @@ def test_long_histories_agree_with_a_plain_reading_of_the_log(make_features, sho
     for column in USER_ACTIVITY.columns:
         if column.length:
             assert max(len(row[column.name]) for row in found) == column.length
-    assert rows_of(features, "video_statistics") == expected_statistics(impressions, cadence or 900)
+    of_videos = expected_statistics(impressions, "video", (1, 7, 28), cadence or 900)
+    assert rows_of(features, "video_statistics") == of_videos
+    of_users = expected_statistics(impressions, "user", (7,), 86_400, lag=86_400)
+    assert rows_of(features, "user_statistics") == of_users
 
 
 def test_building_again_replaces_every_partition(make_features, make_events, shown):

@@ -18,7 +18,7 @@ import ibis.expr.types as ir
 from watchrank import events as event_files
 from watchrank.config import EngineSettings, FeatureSettings
 from watchrank.engine import connect, running
-from watchrank.features.counts import activity_counts, video_statistics
+from watchrank.features.counts import activity_counts, user_statistics, video_statistics
 from watchrank.features.histories import histories, with_lists
 from watchrank.features.profiles import profiles
 from watchrank.features.text import search_tokens
@@ -27,6 +27,7 @@ from watchrank.schema import (
     PAD_ID,
     USER_ACTIVITY,
     USER_PROFILE,
+    USER_STATISTICS,
     USERS,
     VIDEO_PROFILE,
     VIDEO_STATISTICS,
@@ -40,9 +41,9 @@ ROW_GROUP_ROWS = 8_192
 
 
 def build_features(events: Path, features: Path, settings: FeatureSettings, engine: EngineSettings) -> None:
-    """Write the four feature tables of `schema.FEATURE_TABLES` under `features`, replacing what is there.
+    """Write the feature tables of `schema.FEATURE_TABLES` under `features`, replacing what is there.
 
-    The profiles are one file each, stamped 1970-01-01; `user_activity` and `video_statistics` are
+    The profiles are one file each, stamped 1970-01-01; activity and statistics are
     partitioned by the day of their stamp. Lists come newest first, unpadded. Of a column that the log
     lacks the feature is `PAD_ID`, missing (a float) or an empty list.
     """
@@ -58,8 +59,12 @@ def build_features(events: Path, features: Path, settings: FeatureSettings, engi
         searches = _searches(con, events, impressions)
         _write(profiles(users, USERS, USER_PROFILE), fresh / f"{USER_PROFILE.name}.parquet")
         _write(profiles(videos, VIDEOS, VIDEO_PROFILE), fresh / f"{VIDEO_PROFILE.name}.parquet")
-        statistics = video_statistics(impressions, settings.statistics_cadence_seconds)
-        _write_days(_staged(con, statistics, stage / "statistics"), VIDEO_STATISTICS, fresh)
+        of_videos = video_statistics(impressions, settings.statistics_cadence_seconds)
+        _write_days(_staged(con, of_videos, stage / "videos"), VIDEO_STATISTICS, fresh)
+        of_users = user_statistics(
+            impressions, settings.user_statistics_cadence_seconds, settings.user_statistics_lag_seconds
+        )
+        _write_days(_staged(con, of_users, stage / "users"), USER_STATISTICS, fresh)
         counts = activity_counts(impressions, searches, settings.activity_cadence_seconds)
         packed = [
             replace(history, blocks=_staged(con, history.blocks, stage / history.count))

@@ -22,32 +22,41 @@ def video_statistics(impressions: ir.Table, cadence: int) -> ir.Table:
     Returns:
         `video_id`, the stamp as `time`, and the columns of `schema.VIDEO_STATISTICS`.
     """
-    totals = {
-        f"video_{name}_{days}d": (measure, days)
-        for days in STATISTICS_DAYS
-        for name, measure in (
-            ("impressions", "impressions"),
-            ("clicks", "clicks"),
-            ("watch_seconds", "watch"),
-        )
-    }
+    totals = {name: total for days in STATISTICS_DAYS for name, total in _statistics("video", days).items()}
     return _totals_before(_measured(impressions, "video_id"), "video_id", cadence, totals)
+
+
+def user_statistics(impressions: ir.Table, cadence: int, lag: int) -> ir.Table:
+    """Count each user's impressions, clicks and seconds at the end of every bucket that has any.
+
+    What a user does raises the counts that their next impressions see, so that of two impressions of a
+    user the later one looks better after a watch: the counts are held back for `lag` seconds.
+
+    Returns:
+        `user_id`, the stamp as `time`, and the columns of `schema.USER_STATISTICS`.
+    """
+    counts = _totals_before(_measured(impressions, "user_id"), "user_id", cadence, _statistics("user", 7))
+    return counts.mutate(time=counts.time + ibis.interval(seconds=lag))
+
+
+def _statistics(entity: str, days: int) -> dict[str, tuple[str, int | None]]:
+    return {
+        f"{entity}_impressions_{days}d": ("impressions", days),
+        f"{entity}_clicks_{days}d": ("clicks", days),
+        f"{entity}_watch_seconds_{days}d": ("watch", days),
+    }
 
 
 def activity_counts(impressions: ir.Table, searches: ir.Table, cadence: int) -> ir.Table:
     """Count what each snapshot of a user follows.
 
     Returns:
-        `user_id`, the stamp as `time`, the counts of `schema.USER_ACTIVITY`, and how many `impressions`,
-        `clicks` and `tokens` there ever were.
+        `user_id`, the stamp as `time`, and how many `impressions`, `clicks` and `tokens` there ever were.
     """
     totals: dict[str, tuple[str, int | None]] = {
         "impressions": ("impressions", None),
         "clicks": ("clicks", None),
         "tokens": ("tokens", None),
-        "user_impressions_7d": ("impressions", 7),
-        "user_clicks_7d": ("clicks", 7),
-        "user_watch_seconds_7d": ("watch", 7),
     }
     shown = _measured(impressions, "user_id").mutate(tokens=_NONE)
     tokens = searches.tokens.length().cast("float64")

@@ -1,5 +1,3 @@
-import itertools
-
 import numpy as np
 import pytest
 
@@ -27,7 +25,7 @@ def test_pieces_read_back_as_one_memory_mapped_table(tmp_path):
     assert writer.rows == 123_456
     assert columns.keys() == EMPTY.keys()
     for name, column in columns.items():
-        assert isinstance(column, np.memmap)
+        assert isinstance(column.base, np.memmap), "the column stays on disk until it is read"
         assert (column.dtype, column.shape[1:]) == (EMPTY[name].dtype, EMPTY[name].shape[1:])
         assert np.array_equal(column, whole[name].astype(EMPTY[name].dtype))
 

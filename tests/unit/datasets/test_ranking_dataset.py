@@ -162,6 +162,7 @@ def planted(make_dataset, shown) -> RankingDataset:
     """Users 1, 2 and 3 are shown video 9 at one time, and watch video 7 just before, then, and just after.
 
     Videos 21, 22 and 23 are shown at one time, and watched in the hour before, in that one and in the next.
+    Users 31 and 32 watch video 8 just before midnight and at midnight, one and a half days before.
     """
     time = NOON + 2 * DAY + timedelta(minutes=30)
     rows, searches = filler(shown), []
@@ -173,6 +174,9 @@ def planted(make_dataset, shown) -> RankingDataset:
             shown(10, 20 + place, time),
             shown(11, 20 + place, time + timedelta(hours=offset, minutes=-1), 777),
         ]
+    midnight = NOON.replace(hour=0) + DAY
+    for user, watch in ((31, midnight - timedelta(microseconds=1)), (32, midnight)):
+        rows += [shown(user, 8, watch, 777), shown(user, 9, time)]
     return make_dataset(rows, searches=searches)
 
 
@@ -182,6 +186,11 @@ def test_a_planted_event_reaches_a_row_only_from_the_past(planted, user, known):
     assert (7 in row["watched_video_ids"]) is known
     assert (7 in row["impression_video_ids"]) is known
     assert (text_id("secret") in row["search_token_ids"]) is known
+
+
+@pytest.mark.parametrize(("user", "known"), [(31, True), (32, False)])
+def test_planted_user_statistics_reach_a_row_when_their_day_and_the_lag_are_over(planted, user, known):
+    row = next(row for row in impressions_of(planted, "test", 9) if row["user_id"] == user)
     assert (row["user_impressions_7d"], row["user_watch_seconds_7d"]) == ((1, 777.0) if known else (0, 0.0))
 
 
