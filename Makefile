@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 CONFIG ?= pipelines/configs/local.yaml
 DATA ?=
 SOURCE ?= own
+STUDY ?=
 WORKSPACE ?= work/$(if $(DATA),$(SOURCE),simulated)
 SET ?=
 
@@ -48,6 +49,23 @@ test: env  ## all tests but the slow ones
 .PHONY: test-slow
 test-slow: env  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+.PHONY: study
+study: env  ## compare variants of the ranker over seeds: STUDY=hidden|inputs|objective|weighting, after `make run`
+	$(BIN)/watchrank study $(STUDY) --workspace $(WORKSPACE) $(foreach setting,$(SET),--set $(setting))
+
+$(VENV)/bench: $(VENV)/done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[bench]'
+	touch $@
+
+.PHONY: bench
+bench: env $(VENV)/bench  ## speed beside other libraries, and large embedding tables
+	$(BIN)/python tests/benchmarks/training_throughput.py
+	$(BIN)/python tests/benchmarks/large_embeddings.py
+
+.PHONY: bench-quality
+bench-quality: env $(VENV)/bench  ## the ranker beside LightGBM on WORKSPACE, after `make run`
+	$(BIN)/python tests/benchmarks/ranking_quality.py $(WORKSPACE) $(SET)
 
 .PHONY: lint
 lint: env  ## ruff and mypy

@@ -73,9 +73,7 @@ class FeatureSettings(Settings):
         0, ge=0, description="cadence of user activity snapshots; 0 for one after every event"
     )
     statistics_cadence_seconds: int = Field(3_600, ge=1, description="cadence of video statistics")
-    user_statistics_cadence_seconds: int = Field(
-        86_400, ge=1, description="cadence of user statistics"
-    )
+    user_statistics_cadence_seconds: int = Field(86_400, ge=1, description="cadence of user statistics")
     user_statistics_lag_seconds: int = Field(
         86_400, ge=0, description="how long user statistics are held back; see the README on why"
     )

@@ -42,7 +42,10 @@ def train(videos: int, batch_size: int, gradients: str) -> tuple[float, float]:
     """Train on a part of the rows; return impressions a second and the peak of memory in GiB."""
     data = RankingDataset.open(simulated_workspace(IMPRESSIONS).dataset)
     settings = TrainingSettings(
-        epochs=1, batch_size=batch_size, sparse_rows=1 if gradients == "sparse" else 2**62, checkpoint_steps=10**9
+        epochs=1,
+        batch_size=batch_size,
+        sparse_rows=1 if gradients == "sparse" else 2**62,
+        checkpoint_steps=10**9,
     )
     model = model_of(data, videos)
     split = data.split("train")

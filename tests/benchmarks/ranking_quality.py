@@ -28,7 +28,13 @@ from watchrank.workspace import Workspace
 
 SEEDS = 3
 PRIOR_IMPRESSIONS = 20.0
-PARAMETERS = {"learning_rate": 0.05, "num_leaves": 63, "min_data_in_leaf": 100, "subsample": 0.8, "bagging_freq": 1}
+PARAMETERS = {
+    "learning_rate": 0.05,
+    "num_leaves": 63,
+    "min_data_in_leaf": 100,
+    "subsample": 0.8,
+    "bagging_freq": 1,
+}
 PARAMETERS |= {"feature_fraction": 0.8, "verbose": -1}
 ROUNDS, PATIENCE = 2_000, 50
 METRICS = ("per_user_loss", "xauc", "click_auc", "mae", "rmse", "sum_ratio")

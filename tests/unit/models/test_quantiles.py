@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from watchrank.models.quantiles import QuantileNormaliser
+from watchrank.models.quantiles import QuantileNormaliser, Unnormalised
 
 
 def fitted(values, quantiles=5, *, powers=True):
@@ -51,3 +51,10 @@ def test_both_ways_to_the_share_agree():
         [torch.from_numpy(values).float(), edges, edges + 1e-3, edges - 1e-3, edges * 1e9, -edges * 1e9]
     )
     torch.testing.assert_close(normaliser._by_searching(x), normaliser._by_comparing(x), atol=1e-6, rtol=0)
+
+
+def test_without_normalisation_values_pass_as_they_are_with_a_flag_for_missing_ones():
+    layer = Unnormalised(2)
+    x = torch.tensor([[3e8, float("nan")], [-2.0, 0.5]])
+    assert layer.out_features == 4
+    assert layer(x).tolist() == [[3e8, 0, 0, 1], [-2, 0.5, 0, 0]]
