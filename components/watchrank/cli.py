@@ -1,7 +1,7 @@
 """The `watchrank` command: one subcommand a stage, all on one workspace folder.
 
 Exit codes: 0 done; 1 unexpected; 2 bad input or usage; 3 the data failed validation; 4 the exported
-graph differs from the model; 5 the server did not take up the release.
+graph differs from the model; 5 the server did not take up the release; 6 a model does not beat its gates.
 """
 
 import json
@@ -65,7 +65,7 @@ def ingest(
     data: Annotated[
         Path | None, typer.Option(help="folder of the log; <workspace>/log when not given")
     ] = None,
-    source: Annotated[str, typer.Option(help="format of the log: own or kuairand")] = "own",
+    source: Annotated[str, typer.Option(help="format of the log: own, kuairand or movielens")] = "own",
     workspace: WorkspaceOption = HERE,
     config: ConfigOption = None,
     override: SetOption = None,
@@ -152,6 +152,53 @@ def evaluate(workspace: WorkspaceOption = HERE) -> None:
         results = evaluate_ranking(place.model, place.dataset, place.evaluation, truth)
     console.print(metrics_table(results))
     console.print(f"Report: {place.evaluation / 'report.html'}")
+
+
+@app.command()
+def candidate_dataset(
+    workspace: WorkspaceOption = HERE,
+    feature_repo: RepoOption = FEATURE_REPO,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Choose the examples of candidate generation and join them into <workspace>/candidate_dataset."""
+    from watchrank.datasets.candidates import build_candidate_dataset
+    from watchrank.feature_store import open_store
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    store = open_store(feature_repo, place.features, place.feature_store)
+    with console.status("joining watches with what was known before them"):
+        build_candidate_dataset(place.events, store, place.candidate_dataset, settings.examples)
+    console.print(f"Examples in {place.candidate_dataset}.")
+
+
+@app.command()
+def train_candidates(
+    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+) -> None:
+    """Train candidate generation into <workspace>/candidate_model."""
+    from watchrank.training.candidate_generation import train_candidates
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    curve = train_candidates(
+        place.candidate_dataset, place.candidate_model, settings.candidates, settings.candidate_training
+    )
+    for line in curve:
+        console.print(line)
+
+
+@app.command()
+def evaluate_candidates(workspace: WorkspaceOption = HERE) -> None:
+    """Measure candidate generation on held-out watches; fail when it does not beat popularity and kNN."""
+    from watchrank.evaluation.candidates import check_gates, evaluate_candidates
+
+    place = Workspace(workspace)
+    with console.status("ranking the catalogue for every test user"):
+        results = evaluate_candidates(
+            place.candidate_model, place.candidate_dataset, place.candidate_evaluation
+        )
+    console.print(metrics_table(results))
+    check_gates(results)
 
 
 @app.command()
@@ -268,7 +315,7 @@ def metrics_table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
     models = results["models"]
     names = list(next(iter(models.values())))
     table = Table("model", *names)
-    for model, values in sorted(models.items(), key=lambda item: item[0] != "ranker"):
+    for model, values in sorted(models.items(), key=lambda item: item[0] not in ("ranker", "tower")):
         table.add_row(model, *(f"{values[name]:.4f}" for name in names))
     return table
 

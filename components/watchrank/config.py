@@ -137,14 +137,10 @@ Objective = Literal["exact", "youtube", "logistic"]
 Weighting = Literal["gradient", "resample"]
 
 
-class TrainingSettings(Settings):
+class FitSettings(Settings):
     """One run of `fit`."""
 
     seed: int = Field(0, ge=0)
-    objective: Objective = Field("exact", description="what exp(logit) is: see `training.losses`")
-    weighting: Weighting = Field(
-        "gradient", description="weigh an impression's gradient, or draw it in proportion to its weight"
-    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(2_048, ge=1)
@@ -165,7 +161,63 @@ class TrainingSettings(Settings):
         ge=1,
         description="embedding tables of so many rows are trained by the rows of each batch alone",
     )
+
+
+class TrainingSettings(FitSettings):
+    """The training of the ranking model."""
+
+    objective: Objective = Field("exact", description="what exp(logit) is: see `training.losses`")
+    weighting: Weighting = Field(
+        "gradient", description="weigh an impression's gradient, or draw it in proportion to its weight"
+    )
     calibrate: bool = Field(True, description="fit the calibration on the validation window")
+
+
+class ExampleSettings(Settings):
+    """Which watches are examples of candidate generation."""
+
+    positive: Literal["completed", "clicked", "long_view"] = Field(
+        "completed", description="what counts as a watch to predict"
+    )
+    completed_share: float = Field(
+        0.5, gt=0, le=1, description="share of the duration that completes a watch"
+    )
+    max_a_user: int = Field(50, ge=1, description="training examples a user, the latest")
+
+
+class CandidateSettings(Settings):
+    """The architecture of candidate generation."""
+
+    depth: int = Field(
+        1,
+        ge=0,
+        le=4,
+        description="hidden layers of the user tower, each twice as wide as the next; 0: linear",
+    )
+    dim: int = Field(64, ge=1, description="width of the last layer and of the videos' vectors")
+    tied: bool = Field(True, description="one table for watched videos and for the softmax's weights")
+    exclude: tuple[str, ...] = Field((), description="features to leave out, beside those the source lacks")
+    dropout: float = Field(0.3, ge=0, lt=1, description="share of the tower's inputs left out in training")
+    feature_dim: int = Field(16, ge=1, description="width of the tokens' and categories' embeddings")
+    max_videos: int = Field(2_000_000, ge=1, description="videos with a class: the most watched")
+    max_tokens: int = Field(200_000, ge=1, description="search tokens with an embedding: the most frequent")
+
+
+class CandidateTrainingSettings(FitSettings):
+    """The training of candidate generation."""
+
+    epochs: int = Field(6, ge=1)
+    batch_size: int = Field(256, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    embedding_rate: float = Field(1.0, gt=0)
+    loss: Literal["full", "sampled", "in_batch", "two_level"] = Field(
+        "in_batch", description="the softmax: see `training.softmax`"
+    )
+    negatives: int = Field(4_096, ge=1, description="shared negatives a batch of the sampled softmax")
+    background: Literal["unigram", "log_uniform", "uniform"] = Field(
+        "unigram", description="what negatives are drawn from"
+    )
+    correction: bool = Field(True, description="subtract the log of the expected count (logQ)")
 
 
 class ExportSettings(Settings):
@@ -198,6 +250,9 @@ class Config(Settings):
     split: SplitSettings = SplitSettings()
     ranking: RankingSettings = RankingSettings()
     training: TrainingSettings = TrainingSettings()
+    examples: ExampleSettings = ExampleSettings()
+    candidates: CandidateSettings = CandidateSettings()
+    candidate_training: CandidateTrainingSettings = CandidateTrainingSettings()
     export: ExportSettings = ExportSettings()
     deployment: DeploymentSettings = DeploymentSettings()
 

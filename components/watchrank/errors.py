@@ -29,3 +29,9 @@ class DeploymentError(WatchrankError):
     """The server did not take up the release; what served before serves on."""
 
     exit_code = 5
+
+
+class GateError(WatchrankError):
+    """A model is not better than what it must beat."""
+
+    exit_code = 6

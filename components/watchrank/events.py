@@ -2,6 +2,7 @@
 
 ```
 events/users.parquet  events/videos.parquet
+events/earlier_watches.parquet                    not there when the source has none
 events/impressions/date=YYYY-MM-DD/part.parquet   sorted by (timestamp, user_id, video_id); days in UTC
 events/searches/date=YYYY-MM-DD/part.parquet      not there when the source has no searches
 events/quarantine/<table>/part.parquet            the bad rows of the last run's input, as text, with `reason`
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from watchrank import engine as engines
 from watchrank.errors import InputError
-from watchrank.schema import IMPRESSIONS, SEARCHES, USERS, VIDEOS, Table
+from watchrank.schema import EARLIER_WATCHES, IMPRESSIONS, SEARCHES, USERS, VIDEOS, Table
 
 DAILY = (IMPRESSIONS, SEARCHES)
 """The tables with one partition a day; the others are one file."""
@@ -79,6 +80,11 @@ def absent(events: Path) -> frozenset[str]:
     return frozenset(manifest(events).absent)
 
 
+def has(events: Path, table: Table) -> bool:
+    """Tell whether the folder holds a table that a source may lack."""
+    return table.name in manifest(events).tables
+
+
 def days(events: Path, table: Table = IMPRESSIONS) -> list[date]:
     """Return the UTC days that a daily table has, in order; none when the table is absent."""
     summary = manifest(events).tables.get(table.name)
@@ -104,9 +110,14 @@ def searches(engine: Backend, events: Path) -> ir.Table:
     """Return the searches of all days, with `date`.
 
     Raises:
-        InputError: the source has none; ask `absent` for "searches.query" first.
+        InputError: the source has none; ask `has` first.
     """
     return _daily(engine, events, SEARCHES)
+
+
+def earlier_watches(engine: Backend, events: Path) -> ir.Table:
+    """Return what users watched before the log; ask `has` first whether there is any."""
+    return engines.read_parquet(engine, [file_of(events, EARLIER_WATCHES)])
 
 
 def manifest_path(events: Path) -> Path:

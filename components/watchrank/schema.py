@@ -103,9 +103,9 @@ VIDEOS = Table(
     key=("video_id",),
     columns=(
         _VIDEO_ID,
-        _column("channel_id", "int64", "who published it", minimum=0),
-        _column("upload_time", "timestamp", "when it was published, UTC", nullable=True),
-        _column("duration_seconds", "float64", "its length; missing when unknown", nullable=True, minimum=0),
+        _column("channel_id", "int64", "who published it", required=False, minimum=0),
+        _optional("upload_time", "timestamp", "when it was published, UTC"),
+        _optional("duration_seconds", "float64", "its length; missing when unknown", minimum=0),
         _optional("title", "string", "its title"),
         _optional("language", "string", "its language, as a BCP 47 tag"),
         _optional("category", "string", "its category"),
@@ -138,7 +138,25 @@ SEARCHES = Table(
 )
 
 LOG_TABLES = (IMPRESSIONS, VIDEOS, USERS, SEARCHES)
-"""`searches` may be missing as a whole."""
+"""The log itself."""
+
+EARLIER_WATCHES = Table(
+    name="earlier_watches",
+    key=("user_id", "place"),
+    columns=(
+        _USER_ID,
+        _VIDEO_ID,
+        _column("timestamp", "timestamp", "the watch was not later than this, UTC"),
+        _column("place", "int64", "order of the user's earlier watches, the oldest 0", minimum=0),
+    ),
+)
+"""What users watched before the log begins: it adds to their histories and to no statistics."""
+
+SOURCE_TABLES = (*LOG_TABLES, EARLIER_WATCHES)
+"""What a source may bring."""
+
+OPTIONAL_TABLES = (SEARCHES, EARLIER_WATCHES)
+"""They may be missing as a whole."""
 
 # -- Features: what Feast stores, one value of each column per entity and time --------------------
 
@@ -228,6 +246,10 @@ FEATURE_ORIGIN = {
     "device": "users.device",
     "signup_time": "users.signup_time",
     "search_token_ids": "searches.query",
+    "watched_channel_ids": "videos.channel_id",
+    "channel_id": "videos.channel_id",
+    "upload_time": "videos.upload_time",
+    "duration_seconds": "videos.duration_seconds",
     "video_language": "videos.language",
     "category": "videos.category",
     "surface": "impressions.surface",

@@ -61,6 +61,21 @@ class Workspace:
         return self.root / "evaluation"
 
     @property
+    def candidate_dataset(self) -> Path:
+        """The examples of candidate generation."""
+        return self.root / "candidate_dataset"
+
+    @property
+    def candidate_model(self) -> Path:
+        """The trained candidate generation."""
+        return self.root / "candidate_model"
+
+    @property
+    def candidate_evaluation(self) -> Path:
+        """Metrics of candidate generation beside its baselines."""
+        return self.root / "candidate_evaluation"
+
+    @property
     def studies(self) -> Path:
         """Tables and plots of the studies, and the runs behind them."""
         return self.root / "studies"

@@ -18,14 +18,22 @@ def make_events(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     """Return a function that ingests a log given as rows, and returns the events folder."""
     from watchrank.ingestion import ingest
 
-    def make(impressions: Rows, searches: Rows = (), users: Rows = (), videos: Rows = ()) -> Path:
+    def make(
+        impressions: Rows,
+        searches: Rows = (),
+        users: Rows = (),
+        videos: Rows = (),
+        earlier_watches: Rows = (),
+    ) -> Path:
         folder = tmp_path_factory.mktemp("log")
-        impressions, searches = list(impressions), list(searches)
-        seen = {row["user_id"] for row in [*impressions, *searches]} - {row["user_id"] for row in users}
-        shown = {row["video_id"] for row in impressions} - {row["video_id"] for row in videos}
+        impressions, searches, earlier = list(impressions), list(searches), list(earlier_watches)
+        active, viewed = [*impressions, *searches, *earlier], [*impressions, *earlier]
+        seen = {row["user_id"] for row in active} - {row["user_id"] for row in users}
+        shown = {row["video_id"] for row in viewed} - {row["video_id"] for row in videos}
         tables = {
             "impressions": impressions,
             "searches": searches,
+            "earlier_watches": earlier,
             "users": [*users, *({"user_id": user} for user in sorted(seen))],
             "videos": [*videos, *(plain_video(video) for video in sorted(shown))],
         }

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from watchrank.config import EngineSettings, FeatureSettings
 from watchrank.engine import connect
 from watchrank.errors import InputError
+from watchrank.events import absent
 from watchrank.features import build_features
 from watchrank.features.text import search_tokens, text_ids
-from watchrank.schema import FEATURE_TABLES, USER_ACTIVITY, VIDEO_STATISTICS, text_id
+from watchrank.schema import FEATURE_ORIGIN, FEATURE_TABLES, USER_ACTIVITY, VIDEO_STATISTICS, text_id
 
 INSTANT = timedelta(microseconds=1)
 HOUR = timedelta(hours=1)
@@ -87,6 +88,79 @@ def test_an_event_at_the_stamp_itself_is_not_in_the_snapshot(make_features, show
     first, second = rows_of(features, "user_activity")
     assert (first["event_timestamp"], first["watched_video_ids"]) == (NOON + INSTANT, [7])
     assert (second["event_timestamp"], second["watched_video_ids"]) == (NOON + 2 * INSTANT, [8, 7])
+
+
+def earlier(user: int, *watches: tuple[int, datetime]) -> list[dict]:
+    """A user's earlier watches, oldest first, each a video and the time that it was not later than."""
+    return [
+        {"user_id": user, "video_id": video, "timestamp": time, "place": place}
+        for place, (video, time) in enumerate(watches)
+    ]
+
+
+def watched_of(row: dict) -> list[tuple]:
+    names = ("watched_video_ids", "watched_channel_ids", "watched_times", "watched_seconds")
+    return list(zip(*(row[name] for name in names), strict=True))
+
+
+@pytest.mark.parametrize("cadence", [0, 3_600])
+def test_earlier_watches_come_before_those_of_the_log(make_features, shown, cadence):
+    last = NOON - timedelta(days=3, hours=2)
+    _, features = make_features(
+        [shown(1, 7, NOON, 30), shown(1, 8, NOON)],
+        earlier_watches=earlier(1, (9, last), (7, last), (8, last))[::-1],
+        cadence=cadence,
+    )
+    before, after = rows_of(features, "user_activity")
+    assert before["event_timestamp"] == stamp_of(last, cadence)
+    past = [(8, 108, seconds(last), 0.0), (7, 107, seconds(last), 0.0), (9, 109, seconds(last), 0.0)]
+    assert watched_of(before) == past
+    assert before["impression_video_ids"] == before["search_token_ids"] == []
+    assert after["event_timestamp"] == stamp_of(NOON, cadence)
+    assert watched_of(after) == [(7, 107, seconds(NOON), 30.0), *past]
+    assert after["impression_video_ids"] == [8, 7]
+
+
+def test_a_user_with_nothing_but_earlier_watches_has_one_snapshot_just_after(make_features, shown):
+    _, features = make_features([shown(1, 7, NOON)], earlier_watches=earlier(2, (8, NOON), (9, NOON)))
+    (row,) = rows_of(features, "user_activity", 2)
+    assert (row["event_timestamp"], row["watched_video_ids"]) == (NOON + INSTANT, [9, 8])
+
+
+def test_an_earlier_watch_enters_only_snapshots_stamped_after_its_time(make_features, shown):
+    """User 1's was at the time of the second impression; user 2's older one may have been, and holds back."""
+    impressions = [shown(user, 7, NOON + place * INSTANT, 30) for user in (1, 2) for place in (0, 1)]
+    known = NOON + INSTANT
+    _, features = make_features(
+        impressions, earlier_watches=[*earlier(1, (8, known)), *earlier(2, (8, known), (9, NOON - HOUR))]
+    )
+    found = [row["watched_video_ids"] for row in rows_of(features, "user_activity")]
+    assert found == [[7], [7, 8, 7], [7], [7, 9, 8, 7]]
+    times = rows_of(features, "user_activity", 2)[1]["watched_times"]
+    assert times == [seconds(time) for time in (NOON, NOON - HOUR, NOON, NOON)]
+
+
+def test_earlier_watches_count_in_no_statistics_and_change_nothing_else(make_features, shown):
+    impressions = [shown(1, 7, NOON, 30), shown(2, 8, NOON + HOUR)]
+    videos = [{"video_id": video, "channel_id": 5} for video in (7, 8)]
+    _, plain = make_features(impressions, videos=videos)
+    _, features = make_features(impressions, videos=videos, earlier_watches=earlier(1, (8, NOON - HOUR)))
+    for table in ("user_statistics", "video_statistics", "user_profile", "video_profile"):
+        assert rows_of(features, table) == rows_of(plain, table), table
+    assert rows_of(features, "user_activity", 2) == rows_of(plain, "user_activity", 2)
+
+
+def test_long_lists_of_earlier_watches_are_cut_at_the_old_end(make_features, shown):
+    last = NOON - HOUR
+    impressions = [shown(1, 900 + place, NOON + place * INSTANT, 1) for place in range(30)]
+    _, features = make_features(
+        impressions, earlier_watches=earlier(1, *((video, last) for video in range(70)))
+    )
+    rows = rows_of(features, "user_activity")
+    newest_first = [*range(929, 899, -1), *range(69, -1, -1)]
+    assert [row["watched_video_ids"] for row in rows] == [
+        newest_first[30 - place : 80 - place] for place in range(31)
+    ]
 
 
 def test_a_search_alone_makes_a_snapshot(make_features, shown):
@@ -203,6 +277,15 @@ def test_columns_that_the_log_lacks_are_padded_missing_or_empty(make_features, s
     assert [user[name] for name in ("age", "gender", "user_language", "signup_time")] == [None, -1, -1, -1]
     assert rows_of(features, "user_activity")[0]["search_token_ids"] == []
     assert rows_of(features, "video_profile")[0]["video_language"] == -1
+
+
+def test_videos_may_lack_channel_upload_time_and_duration(make_features, shown):
+    events, features = make_features([shown(1, 7, NOON, 30)], videos=[{"video_id": 7, "title": "Cats"}])
+    (video,) = rows_of(features, "video_profile")
+    assert [video[name] for name in ("channel_id", "upload_time", "duration_seconds")] == [-1, -1, None]
+    assert rows_of(features, "user_activity")[0]["watched_channel_ids"] == [-1]
+    lacking = {name for name, origin in FEATURE_ORIGIN.items() if origin in absent(events)}
+    assert {"channel_id", "watched_channel_ids", "upload_time", "duration_seconds"} < lacking
 
 
 def test_files_have_the_schemas_columns_and_microseconds_in_utc(make_features, shown):

@@ -17,7 +17,8 @@ import pytest
 
 from watchrank.config import ValidationSettings
 from watchrank.errors import InputError, ValidationError
-from watchrank.schema import LOG_TABLES, Column, Table
+from watchrank.events import Manifest, TableSummary, manifest
+from watchrank.schema import SOURCE_TABLES, Column, Table
 from watchrank.validation import validate
 from watchrank.validation.frames import Part, whole_days
 from watchrank.validation.report import Check, SuiteResult, ValidationReport
@@ -49,20 +50,26 @@ TIME = pa.timestamp("us", "UTC")
 
 @dataclass
 class Log:
-    """The four tables of an events folder, those with days as one table a day."""
+    """The tables of an events folder, those with days as one table a day."""
 
     users: pa.Table
     videos: pa.Table
     impressions: dict[str, pa.Table]
     searches: dict[str, pa.Table] = field(default_factory=dict)
+    earlier_watches: pa.Table | None = None
     absent: list[str] = field(default_factory=lambda: list(ABSENT))
 
     def add_searches(self) -> None:
         self.searches = {_day(number): _searches(number) for number in range(6)}
         self.absent.remove("searches.query")
 
+    @property
+    def whole(self) -> dict[str, pa.Table]:
+        tables = {"users": self.users, "videos": self.videos, "earlier_watches": self.earlier_watches}
+        return {name: content for name, content in tables.items() if content is not None}
+
     def write(self, folder: Path) -> Path:
-        for name, content in (("users", self.users), ("videos", self.videos)):
+        for name, content in self.whole.items():
             _write(content, folder / f"{name}.parquet")
         for name, days in (("impressions", self.impressions), ("searches", self.searches)):
             for day, content in days.items():
@@ -73,7 +80,7 @@ class Log:
     def _manifest(self) -> dict[str, Any]:
         tables: dict[str, Any] = {
             name: {"rows": len(content), "quarantined": {}, "days": {}}
-            for name, content in (("users", self.users), ("videos", self.videos))
+            for name, content in self.whole.items()
         }
         for name, days in (("impressions", self.impressions), ("searches", self.searches)):
             rows = {day: {"rows": len(content), "checksum": ""} for day, content in days.items()}
@@ -562,7 +569,7 @@ def test_the_suites_say_what_the_schema_says() -> None:
     assert columns_suite(table).expectations[0].exact_match
 
 
-@pytest.mark.parametrize("table", LOG_TABLES, ids=lambda table: table.name)
+@pytest.mark.parametrize("table", SOURCE_TABLES, ids=lambda table: table.name)
 def test_every_rule_of_the_schema_is_in_the_suite(table: Table) -> None:
     rules = {
         (type(rule).__name__, getattr(rule, "column", None)): rule
@@ -594,13 +601,41 @@ def test_the_bounds_of_a_day_are_the_settings() -> None:
 
 
 def test_only_optional_columns_may_be_absent() -> None:
-    absent = frozenset({"users.age", "videos.channel_id", "searches.clicked_video_id"})
+    absent = ("users.age", "videos.video_id", "videos.channel_id", "searches.clicked_video_id")
+    searches = {"searches": TableSummary(rows=0, quarantined={})}
 
-    names = {table.name: table.names for table in present_tables(absent)}
+    present = present_tables(Manifest(source="own", absent=absent, tables=searches))
 
+    names = {table.name: table.names for table in present}
+    assert names.keys() == {"impressions", "videos", "users", "searches"}
     assert "age" not in names["users"]
-    assert "channel_id" in names["videos"]
+    assert names["videos"][:2] == ["video_id", "upload_time"]
     assert names["searches"] == ["user_id", "timestamp", "query"]
+
+
+def test_a_source_without_channels_times_and_durations_is_as_good(log: Log, tmp_path: Path) -> None:
+    log.videos = log.videos.drop_columns(["channel_id", "upload_time", "duration_seconds"])
+    log.absent += ["videos.channel_id", "videos.upload_time", "videos.duration_seconds"]
+
+    assert validate(log.write(tmp_path / "events"), tmp_path / "validation", SETTINGS).success
+
+
+def test_earlier_watches_are_checked_where_there_are_any(log: Log, tmp_path: Path) -> None:
+    users, videos = pa.array([1, 1, 1, 99], ID), pa.array([10, 98, 10, 10], ID)
+    times, places = pa.array([datetime(2025, 12, 31, tzinfo=UTC)] * 4, TIME), pa.array([0, 1, 1, -1], ID)
+    log.earlier_watches = pa.table(
+        {"user_id": users, "video_id": videos, "timestamp": times, "place": places}
+    )
+
+    with pytest.raises(ValidationError):
+        validate(log.write(tmp_path / "events"), tmp_path / "validation", SETTINGS)
+
+    assert [sentence.partition(", but")[0] for sentence in _failed(tmp_path / "validation")] == [
+        "earlier_watches: place must be at least 0",
+        "earlier_watches: user_id must be in users",
+        "earlier_watches: video_id must be in videos",
+        "earlier_watches: (user_id, place) must be unique",
+    ]
 
 
 class _Outside(HTMLParser):
@@ -639,14 +674,14 @@ def test_the_page_stands_alone_and_escapes_the_log(log: Log, tmp_path: Path) -> 
     assert "url(" not in page
     assert "@import" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    for rule in columns_suite(present_tables(frozenset(log.absent))[0]).expectations:
+    for rule in columns_suite(present_tables(manifest(tmp_path / "events"))[0]).expectations:
         assert rule.description in page
 
 
 def _claim_searches(events: Path) -> None:
-    manifest = json.loads((events / "manifest.json").read_text())
-    manifest["absent"].remove("searches.query")
-    (events / "manifest.json").write_text(json.dumps(manifest))
+    claimed = json.loads((events / "manifest.json").read_text())
+    claimed["tables"]["searches"] = {"rows": 0, "quarantined": {}}
+    (events / "manifest.json").write_text(json.dumps(claimed))
 
 
 def _cut(events: Path) -> None:

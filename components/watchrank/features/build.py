@@ -23,8 +23,10 @@ from watchrank.features.histories import histories, with_lists
 from watchrank.features.profiles import profiles
 from watchrank.features.text import search_tokens
 from watchrank.schema import (
+    EARLIER_WATCHES,
     EVENT_TIMESTAMP,
     PAD_ID,
+    SEARCHES,
     USER_ACTIVITY,
     USER_PROFILE,
     USER_STATISTICS,
@@ -57,6 +59,7 @@ def build_features(events: Path, features: Path, settings: FeatureSettings, engi
         users, videos = event_files.users(con, events), event_files.videos(con, events)
         impressions = _impressions(con, events, videos)
         searches = _searches(con, events, impressions)
+        earlier = _earlier_watches(con, events, impressions, videos)
         _write(profiles(users, USERS, USER_PROFILE), fresh / f"{USER_PROFILE.name}.parquet")
         _write(profiles(videos, VIDEOS, VIDEO_PROFILE), fresh / f"{VIDEO_PROFILE.name}.parquet")
         of_videos = video_statistics(impressions, settings.statistics_cadence_seconds)
@@ -65,10 +68,10 @@ def build_features(events: Path, features: Path, settings: FeatureSettings, engi
             impressions, settings.user_statistics_cadence_seconds, settings.user_statistics_lag_seconds
         )
         _write_days(_staged(con, of_users, stage / "users"), USER_STATISTICS, fresh)
-        counts = activity_counts(impressions, searches, settings.activity_cadence_seconds)
+        counts = activity_counts(impressions, searches, earlier, settings.activity_cadence_seconds)
         packed = [
             replace(history, blocks=_staged(con, history.blocks, stage / history.count))
-            for history in histories(impressions, searches)
+            for history in histories(impressions, searches, earlier)
         ]
         finish = functools.partial(with_lists, packed=packed)
         _write_days(_staged(con, counts, stage / "counts"), USER_ACTIVITY, fresh, finish)
@@ -76,26 +79,49 @@ def build_features(events: Path, features: Path, settings: FeatureSettings, engi
 
 def _impressions(con: ibis.BaseBackend, events: Path, videos: ir.Table) -> ir.Table:
     """Impressions with the channel, and with the time in UTC but without a time zone: faster to add to."""
-    impressions = event_files.impressions(con, events)
-    joined = impressions.left_join(videos.select("video_id", "channel_id"), "video_id")
+    joined = _with_channel(event_files.impressions(con, events), videos)
     return joined.select(
         "user_id",
         "video_id",
         "clicked",
         "watch_seconds",
-        channel_id=joined.channel_id.fill_null(PAD_ID),
+        "channel_id",
         time=joined.timestamp.cast("timestamp"),
     )
 
 
+def _with_channel(rows: ir.Table, videos: ir.Table) -> ir.Table:
+    channel = videos.channel_id if "channel_id" in videos.columns else ibis.null("int64")
+    joined = rows.left_join(videos.select("video_id", channel_id=channel), "video_id")
+    return joined.mutate(channel_id=joined.channel_id.fill_null(PAD_ID))
+
+
 def _searches(con: ibis.BaseBackend, events: Path, impressions: ir.Table) -> ir.Table:
     """Searches with the list of their tokens; no rows when the log has no searches."""
-    if "searches.query" in event_files.absent(events):
+    if not event_files.has(events, SEARCHES):
         none = impressions.filter(ibis.literal(False))
         return none.select("user_id", "time", query=ibis.null("string"), tokens=ibis.null("array<string>"))
     searches = event_files.searches(con, events)
     time, tokens = searches.timestamp.cast("timestamp"), search_tokens(searches["query"])
     return searches.select("user_id", "query", time=time, tokens=tokens)
+
+
+def _earlier_watches(
+    con: ibis.BaseBackend, events: Path, impressions: ir.Table, videos: ir.Table
+) -> ir.Table:
+    """Watches from before the log with their channel; no rows when the log has none.
+
+    `time` is from when on a watch is known: its `bound`, or that of an older watch where that is later, for
+    a list holds no watch without the user's older ones.
+    """
+    if not event_files.has(events, EARLIER_WATCHES):
+        none = impressions.filter(ibis.literal(False)).select("user_id", "video_id", "channel_id", "time")
+        return none.mutate(bound=none.time, place=ibis.null("int64"))
+    joined = _with_channel(event_files.earlier_watches(con, events), videos)
+    bound = joined.timestamp.cast("timestamp")
+    in_order = ibis.cumulative_window(group_by="user_id", order_by="place")
+    known = bound.max().over(in_order)
+    return joined.select("user_id", "video_id", "channel_id", time=known, bound=bound, place="place")
 
 
 def _write_days(

@@ -47,8 +47,8 @@ def _statistics(entity: str, days: int) -> dict[str, tuple[str, int | None]]:
     }
 
 
-def activity_counts(impressions: ir.Table, searches: ir.Table, cadence: int) -> ir.Table:
-    """Count what each snapshot of a user follows.
+def activity_counts(impressions: ir.Table, searches: ir.Table, earlier: ir.Table, cadence: int) -> ir.Table:
+    """Count what each snapshot of a user follows. An earlier watch is a click without an impression.
 
     Returns:
         `user_id`, the stamp as `time`, and how many `impressions`, `clicks` and `tokens` there ever were.
@@ -61,7 +61,8 @@ def activity_counts(impressions: ir.Table, searches: ir.Table, cadence: int) -> 
     shown = _measured(impressions, "user_id").mutate(tokens=_NONE)
     tokens = searches.tokens.length().cast("float64")
     searched = searches.select("user_id", "time", impressions=_NONE, clicks=_NONE, watch=_NONE, tokens=tokens)
-    return _totals_before(shown.union(searched), "user_id", cadence, totals)
+    watched = earlier.select("user_id", "time", impressions=_NONE, clicks=_ONE, watch=_NONE, tokens=_NONE)
+    return _totals_before(shown.union(searched, watched), "user_id", cadence, totals)
 
 
 def _measured(impressions: ir.Table, key: str) -> ir.Table:

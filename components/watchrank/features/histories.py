@@ -33,26 +33,34 @@ class History:
     blocks: ir.Table
 
 
-def histories(impressions: ir.Table, searches: ir.Table) -> list[History]:
-    """Pack what users were shown, watched and searched for."""
+def histories(impressions: ir.Table, searches: ir.Table, earlier: ir.Table) -> list[History]:
+    """Pack what users were shown, watched (first, of the same time, before the log) and searched for."""
     shown = impressions.select("user_id", "time", "video_id", impression_video_ids="video_id")
     clicked = impressions.filter(impressions.clicked)
-    watched = clicked.select(
-        "user_id",
-        "time",
-        "video_id",
-        watched_video_ids="video_id",
-        watched_channel_ids="channel_id",
-        watched_times=epoch_seconds(clicked.time),
-        watched_seconds=clicked.watch_seconds.cast("float32"),
-    )
+    in_log = _watched(clicked, clicked.time, clicked.watch_seconds, in_log=True, place=clicked.video_id)
+    before = _watched(earlier, earlier.bound, ibis.literal(0.0), in_log=False, place=earlier.place)
     words = searches.unnest("tokens", offset="place")
     searched = words.select("user_id", "time", "query", "place", search_token_ids=text_ids(words.tokens))
     return [
         _history("impressions", shown, ["video_id"]),
-        _history("clicks", watched, ["video_id"]),
+        _history("clicks", before.union(in_log), ["in_log", "place"]),
         _history("tokens", searched, ["query", "place"]),
     ]
+
+
+def _watched(
+    watches: ir.Table, when: ir.Value, seconds: ir.Value, *, in_log: bool, place: ir.Value
+) -> ir.Table:
+    return watches.select(
+        "user_id",
+        "time",
+        watched_video_ids="video_id",
+        watched_channel_ids="channel_id",
+        watched_times=epoch_seconds(when),
+        watched_seconds=seconds.cast("float32"),
+        in_log=ibis.literal(in_log),
+        place=place,
+    )
 
 
 def with_lists(snapshots: ir.Table, packed: Sequence[History]) -> ir.Table:

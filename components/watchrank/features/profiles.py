@@ -30,9 +30,11 @@ def _feature(entities: ir.Table, log: Table, column: Column) -> ir.Value:
 
 
 def _number(values: ir.Value) -> ir.Value:
-    """Turn texts and times into whole numbers, with `PAD_ID` for what is missing."""
+    """Turn ids, texts and times into whole numbers, with `PAD_ID` for what is missing."""
     if values.type().is_string():
         return text_ids(values)
+    if values.type().is_integer():
+        return values.fill_null(PAD_ID)
     if values.type().is_timestamp():
         return epoch_seconds(values.cast("timestamp")).fill_null(PAD_ID)
     return values

@@ -29,16 +29,20 @@ class Feed:
 
     `patterns` are paths or globs below the data folder, of which exactly one may match. `fields` maps the
     schema's columns; those left out are absent. `distinct`: the files repeat a key by design (users named
-    in a file of ratings), so repeated rows are no fault.
+    in a file of ratings), so repeated rows are no fault. `unnest` is a list column of which each item makes a
+    row; the item's place in the list, from 0, is the column `PLACE`.
     """
 
     patterns: tuple[str, ...]
     fields: Mapping[str, Field]
     distinct: bool = False
+    unnest: str | None = None
 
+
+PLACE = "place"
 
 Adapter = Mapping[str, Feed]
-"""A feed for each table, by the table's name; `searches` may be left out."""
+"""A feed for each table, by the table's name; those of `schema.OPTIONAL_TABLES` may be left out."""
 
 
 def same(*names: str) -> dict[str, Field]:

@@ -1,8 +1,9 @@
 """What an earlier run left in the events folder, and what of it stays.
 
 The log is append-only: a day that the input no longer has stays, and so do users and videos that it no
-longer has, which such days may refer to. The manifest is written last, so after a kill it vouches for less
-than there is; what it does not vouch for is written or measured again.
+longer has, which such days may refer to, and the earlier watches of such users. The manifest is written
+last, so after a kill it vouches for less than there is; what it does not vouch for is written or measured
+again.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from ibis.backends.duckdb import Backend
 
 from watchrank import engine as engines
 from watchrank.errors import InputError
-from watchrank.events import Day, Manifest, file_of, manifest, manifest_path, partition_of
+from watchrank.events import Day, Manifest, TableSummary, file_of, manifest, manifest_path, partition_of
 from watchrank.ingestion.measure import measure_all
 from watchrank.ingestion.staging import ALL, Staged
 from watchrank.schema import Table
@@ -41,13 +42,20 @@ class Earlier:
             return cls(engine=engine, events=events, source=source, manifest=None)
 
     def merged(self, staged: Staged) -> ir.Table:
-        """Return the good users or videos, with those of earlier runs that the input no longer has."""
+        """Return the good rows of a table without days, with those of earlier runs on other users or videos.
+
+        A user's earlier watches are replaced as a whole: the places of two lists are not comparable.
+        """
         fresh = staged.rows(ALL)
         file = file_of(self.events, staged.table)
         if self._foreign() or columns_of(file) != staged.columns:
             return fresh
         earlier = engines.read_parquet(self.engine, [file])
-        return fresh.union(earlier.anti_join(fresh, staged.table.key))
+        return fresh.union(earlier.anti_join(fresh, staged.table.key[0]))
+
+    def kept_whole(self, table: Table) -> TableSummary | None:
+        """Return the summary of a table without days that an earlier run on the source brought, if any."""
+        return self.manifest.tables.get(table.name) if self.manifest and not self._foreign() else None
 
     def kept_days(self, table: Table, staged: Staged | None) -> dict[str, Day]:
         """Return the days that the input no longer has.

@@ -18,9 +18,9 @@ from ibis.backends.duckdb import Backend
 
 from watchrank import engine as engines
 from watchrank.errors import InputError
-from watchrank.ingestion.adapter import Feed
+from watchrank.ingestion.adapter import PLACE, Feed
 from watchrank.ingestion.values import accepts, typed
-from watchrank.schema import SEARCHES, Table
+from watchrank.schema import OPTIONAL_TABLES, Table
 
 Columns = tuple[tuple[str, pa.DataType | None], ...]
 """The columns of a file in its order, each with its Parquet type; None in a CSV, where all is text."""
@@ -34,17 +34,19 @@ LONGEST_LINE = 2**20
 
 @dataclass(frozen=True)
 class Batch:
-    """Files that have the same columns in the same order."""
+    """Files that have the same columns in the same order; `unnest` and what it makes are as in `Feed`."""
 
     files: tuple[Path, ...]
     columns: Columns
+    unnest: str | None = None
 
     def open(self, engine: Backend, origins: Collection[str]) -> ir.Table:
         """Return the rows, only those of the columns `origins` that there are."""
         names = [name for name, _ in self.columns]
         wanted = [name for name in names if name in origins]
         if self.columns[0][1] is not None:
-            table = engines.read_parquet(engine, self.files).select(*wanted)
+            table = engines.read_parquet(engine, self.files)
+            table = (table.unnest(self.unnest, offset=PLACE) if self.unnest else table).select(*wanted)
             nothing = [name for name, kind in self.columns if name in wanted and kind == pa.null()]
             return table.mutate(**{name: table[name].cast("string") for name in nothing})
         return engines.read_csv(engine, self.files, len(names), {name: names.index(name) for name in wanted})
@@ -97,9 +99,12 @@ def inspect(data: Path, table: Table, feed: Feed | None) -> Input | None:
     grouped: dict[Columns, list[Path]] = {}
     for file in files:
         columns = _columns(file)
+        if feed.unnest:
+            columns = _unnested(file, columns, feed.unnest)
         _check(file, columns, table, feed)
         grouped.setdefault(columns, []).append(file)
-    return Input(table, feed, tuple(Batch(tuple(group), columns) for columns, group in grouped.items()))
+    batches = (Batch(tuple(group), columns, feed.unnest) for columns, group in grouped.items())
+    return Input(table, feed, tuple(batches))
 
 
 def check_text(files: Iterable[Path]) -> None:
@@ -127,7 +132,7 @@ def _find(data: Path, table: Table, feed: Feed | None) -> list[Path]:
     if len(matches) > 1:
         both = " and ".join(str(files[0]) for files in matches)
         raise InputError(f"The table {table.name} is there more than once, as {both}; keep one of them.")
-    if not matches and table is not SEARCHES:
+    if not matches and table not in OPTIONAL_TABLES:
         raise InputError(
             f"The folder {data} has no table {table.name}; add {' or '.join(found)} with the columns "
             f"{', '.join(column.name for column in table.columns if column.required)}."
@@ -155,6 +160,17 @@ def _columns(file: Path) -> Columns:
 
 def _parquet_columns(file: Path) -> Columns:
     return tuple((field.name, field.type) for field in pq.read_schema(file))
+
+
+def _unnested(file: Path, columns: Columns, unnest: str) -> Columns:
+    """Return the columns of the rows that the items of a list column make."""
+    found = dict(columns)
+    kind = found.get(unnest)
+    if kind is None:
+        raise InputError(f"The file {file} has no column {unnest}; it must be a list.")
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise InputError(f"The column {unnest} of {file} has the type {kind}; write it as a list.")
+    return tuple({**found, unnest: kind.value_type, PLACE: pa.int64()}.items())
 
 
 def _csv_columns(file: Path, errors: str = "strict") -> Columns:
@@ -185,7 +201,7 @@ def _check(file: Path, columns: Columns, table: Table, feed: Feed) -> None:
         if counts[field.origin] > 1:
             raise InputError(f"The file {file} has two columns {field.origin}; rename or drop one of them.")
         found = types.get(field.origin)
-        if found is not None and not accepts(column.dtype, found):
+        if found is not None and not field.value and not accepts(column.dtype, found):
             raise InputError(
                 f"The column {field.origin} of {file} has the type {found}; write it as {column.dtype}"
                 f"{' or as ISO 8601 text' if column.dtype == 'timestamp' else ''}."

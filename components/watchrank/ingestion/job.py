@@ -15,14 +15,15 @@ from watchrank.ingestion.adapter import Adapter
 from watchrank.ingestion.earlier import Earlier
 from watchrank.ingestion.files import Input, inspect
 from watchrank.ingestion.kuairand import KUAIRAND
+from watchrank.ingestion.movielens import MOVIELENS
 from watchrank.ingestion.own import OWN
 from watchrank.ingestion.publishing import Publisher
 from watchrank.ingestion.rules import References
 from watchrank.ingestion.staging import Staged, stage
-from watchrank.schema import LOG_TABLES, SEARCHES, USERS, VIDEOS
+from watchrank.schema import EARLIER_WATCHES, SEARCHES, SOURCE_TABLES, USERS, VIDEOS
 from watchrank.storage import write_json
 
-SOURCES: dict[str, Adapter] = {"own": OWN, "kuairand": KUAIRAND}
+SOURCES: dict[str, Adapter] = {"own": OWN, "kuairand": KUAIRAND, "movielens": MOVIELENS}
 
 
 class IngestionReport(Manifest):
@@ -39,8 +40,8 @@ def ingest(
     Args:
         data: the folder that holds the log's files.
         source: the format of the log, a key of `SOURCES`.
-        events: the folder to write, new or from an earlier run. Days, users and videos of earlier runs that
-            the input no longer has stay.
+        events: the folder to write, new or from an earlier run. Days, users, videos and earlier watches of
+            earlier runs that the input no longer has stay.
         settings: what counts as a good row.
         engine: the engine's memory and threads; it needs disk for the typed log in the system's
             temporary folder.
@@ -52,7 +53,7 @@ def ingest(
     adapter = _adapter(source)
     if events.exists() and not events.is_dir():
         raise InputError(f"The path {events} is a file; give a folder for the events.")
-    inputs = [inspect(data, table, adapter.get(table.name)) for table in LOG_TABLES]
+    inputs = [inspect(data, table, adapter.get(table.name)) for table in SOURCE_TABLES]
     with _workplace(engine, events) as (connection, folder):
         earlier = Earlier.open(connection, events, source)
         staged = _stage(connection, [found for found in inputs if found], folder, settings, earlier)
@@ -86,8 +87,8 @@ def _stage(
     """Stage all tables: users and videos first, which the others refer to."""
     staged: dict[str, Staged] = {}
     references = None
-    for found in sorted(inputs, key=lambda found: found.table in DAILY):
-        if found.table in DAILY and references is None:
+    for found in sorted(inputs, key=lambda found: found.table not in (USERS, VIDEOS)):
+        if found.table not in (USERS, VIDEOS) and references is None:
             references = References(
                 users=earlier.merged(staged[USERS.name]), videos=earlier.merged(staged[VIDEOS.name])
             )
@@ -108,6 +109,8 @@ def _publish(earlier: Earlier, staged: dict[str, Staged], kept: dict[str, dict[s
         else:
             days, rows = {}, publisher.whole(table, earlier.merged(table))
         tables[name] = TableSummary(rows=rows, days=days, quarantined=publisher.quarantine(table))
+    if kept_whole := earlier.kept_whole(EARLIER_WATCHES):
+        tables.setdefault(EARLIER_WATCHES.name, kept_whole)
     manifest = Manifest(source=earlier.source, absent=_absent(staged), tables=tables)
     if manifest != earlier.manifest or any(stale.values()):
         write_json(manifest_path(earlier.events), manifest.model_dump())

@@ -1,7 +1,7 @@
 """The own schema: one folder; a table is a Parquet or CSV file, or a folder of such files."""
 
 from watchrank.ingestion.adapter import Adapter, Feed, same
-from watchrank.schema import LOG_TABLES
+from watchrank.schema import SOURCE_TABLES
 
 FORMATS = ("parquet", "csv", "csv.gz")
 
@@ -13,5 +13,5 @@ OWN: Adapter = {
         ),
         fields=same(*table.names),
     )
-    for table in LOG_TABLES
+    for table in SOURCE_TABLES
 }

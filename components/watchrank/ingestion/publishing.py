@@ -31,7 +31,7 @@ class Publisher:
             self._write(staged.rows(day).order_by(*order), target)
 
     def whole(self, staged: Staged, rows: ir.Table) -> int:
-        """Write users or videos if they changed; return how many there are."""
+        """Write a table without days if it changed; return its number of rows."""
         target = file_of(self.events, staged.table)
         measured = measure_all(rows, staged.columns)
         same = columns_of(target) == staged.columns and measured == measure_all(

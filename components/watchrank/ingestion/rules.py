@@ -8,7 +8,7 @@ import ibis.expr.types as ir
 
 from watchrank.config import IngestionSettings
 from watchrank.ingestion.values import TIMESTAMP, UNREAD
-from watchrank.schema import IMPRESSIONS, Table
+from watchrank.schema import IMPRESSIONS, SEARCHES, Table
 
 Rule = tuple[ir.BooleanValue, str]
 
@@ -17,7 +17,7 @@ DUPLICATE = "duplicate"
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """The good users and videos, which impressions and searches must refer to."""
+    """The good users and videos, which the other tables must refer to."""
 
     users: ir.Table
     videos: ir.Table
@@ -38,12 +38,12 @@ def judge(
         rows: the table's columns, each with its unread text (see `values.typed`).
         table: the schema's table.
         settings: what is absurd, too long or in the future.
-        references: what impressions and searches must refer to.
+        references: what the table must refer to; None for users and videos.
     """
     columns = [name for name in table.names if name in rows.columns]
     rules = _column_rules(rows, table, columns)
     if references:
-        rows = _refer(rows, references, "video_id" if table is IMPRESSIONS else "clicked_video_id")
+        rows = _refer(rows, references, "clicked_video_id" if table is SEARCHES else "video_id")
         rules += [*_time_rules(rows, settings), *_reference_rules(rows)]
     if table is IMPRESSIONS:
         rules += _watch_rules(rows, settings)
@@ -77,7 +77,9 @@ def _time_rules(rows: ir.Table, settings: IngestionSettings) -> list[Rule]:
 
 def _refer(rows: ir.Table, references: References, video_id: str) -> ir.Table:
     known_users = references.users.select(known_user="user_id")
-    known_videos = references.videos.select("duration_seconds", known_video="video_id")
+    videos = references.videos
+    duration = videos.duration_seconds if "duration_seconds" in videos.columns else ibis.null("float64")
+    known_videos = videos.select(known_video="video_id", duration_seconds=duration)
     rows = rows.left_join(known_users, rows.user_id == known_users.known_user)
     if video_id not in rows.columns:
         return rows.mutate(unknown_video=False)

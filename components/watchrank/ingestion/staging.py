@@ -1,7 +1,7 @@
 """Bring a table's files into a staging folder: typed, judged and split into days, in one pass, out of core.
 
-`part=<day>/` (or `part=all/`, for users and videos) holds the good rows, `part=bad/` the others. Nothing of
-the events folder is touched here.
+`part=<day>/` (or `part=all/`, for a table without days) holds the good rows, `part=bad/` the others. Nothing
+of the events folder is touched here.
 """
 
 from dataclasses import dataclass, replace
@@ -62,7 +62,7 @@ def stage(
     settings: IngestionSettings,
     references: References | None = None,
 ) -> Staged:
-    """Stage a table below `folder`; impressions and searches must refer to `references`.
+    """Stage a table below `folder`; its rows must refer to `references`, when given.
 
     Raises:
         InputError: a file is broken, there are no rows, or too many are bad.

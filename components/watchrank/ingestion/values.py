@@ -6,6 +6,7 @@ text that could not be read is kept beside it, in the column `UNREAD` + name: NU
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Literal
 
 import ibis
 import ibis.expr.types as ir
@@ -51,11 +52,11 @@ def parse(raw: ir.Value, dtype: Dtype) -> ir.Value:
     return readers[dtype](raw)
 
 
-def milliseconds(raw: ir.Value) -> ir.Value:
-    """Read milliseconds since 1970 as a time."""
+def since_1970(raw: ir.Value, unit: Literal["s", "ms"]) -> ir.Value:
+    """Read whole seconds or milliseconds since 1970 as a time."""
     whole = _whole(raw)
-    last = int(LAST_TIME.timestamp()) * 1000
-    return whole.between(0, last - 1).ifelse(whole, None).as_timestamp("ms").cast(TIMESTAMP)
+    last = int(LAST_TIME.timestamp()) * {"s": 1, "ms": 1000}[unit]
+    return whole.between(0, last - 1).ifelse(whole, None).as_timestamp(unit).cast(TIMESTAMP)
 
 
 def accepts(dtype: Dtype, found: pa.DataType) -> bool:

@@ -78,7 +78,6 @@ def _compare(runs: Runs, variants: Overrides, title: str, lead: str) -> Study:
     scores = {
         name: [score(test, run.predictions) for run in found] for name, found in runs.of(variants).items()
     }
-    times = _times(runs.of(variants))
     losses = {name: Estimate.of(s["per_user_loss"] for s in found) for name, found in scores.items()}
     rows = [
         {
@@ -87,7 +86,6 @@ def _compare(runs: Runs, variants: Overrides, title: str, lead: str) -> Study:
             "XAUC ↑": f"{Estimate.of(s['xauc'] for s in found):.4f}",
             "RMSE, s ↓": f"{Estimate.of(s['rmse'] for s in found):.2f}",
             "sum ratio → 1": f"{Estimate.of(s['sum_ratio'] for s in found):.3f}",
-            "training time": f"× {times[name]:.2f}",
         }
         for name, found in scores.items()
     ]

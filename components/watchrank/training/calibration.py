@@ -15,6 +15,9 @@ _PRIOR_WATCHES = 50.0
 
 _ROUNDS = 20
 
+_LARGEST = 100.0
+"""A logit past this is no watch time in seconds."""
+
 _LEAST_RISE = 0.1
 """How much the calibrated logit rises at the least when the logit rises by 1: the order stays."""
 
@@ -22,10 +25,11 @@ _LEAST_RISE = 0.1
 def fit_calibration(calibration: Calibration, logits: np.ndarray, watch_seconds: np.ndarray) -> None:
     """Fit `calibration` to logits [N] and the watch times [N] observed in their place, in seconds.
 
-    A window in which nothing was watched changes nothing.
+    A window in which nothing was watched changes nothing; nor do logits too large for exp, which no
+    correction makes sense of.
     """
     z, seconds = logits.astype(np.float64), watch_seconds.astype(np.float64)
-    if len(z) < KNOTS or not seconds.any():
+    if len(z) < KNOTS or not seconds.any() or not z.max() < _LARGEST:
         return
     tenths = np.array_split(np.argsort(z, kind="stable"), KNOTS)
     wanted = _wanted([seconds[rows] for rows in tenths], [np.exp(z[rows]).sum() for rows in tenths])

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from watchrank.config import TrainingSettings
+from watchrank.config import FitSettings
 from watchrank.datasets.batches import Batch
 from watchrank.storage import atomic_path
 from watchrank.training import distributed
@@ -72,7 +72,7 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def device_of(settings: TrainingSettings) -> torch.device:
+def device_of(settings: FitSettings) -> torch.device:
     """Return the device that the settings name; `auto` is the GPU when there is one."""
     cuda = torch.cuda.is_available() if settings.device == "auto" else settings.device == "cuda"
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
@@ -92,7 +92,7 @@ class Fit:
         loss: Loss,
         train: Batches,
         validation: Batches | None,
-        settings: TrainingSettings,
+        settings: FitSettings,
         *,
         checkpoint: Path,
         key: str,
@@ -292,7 +292,7 @@ class _Clock:
             asked = time.perf_counter()
 
 
-def _optimizers(model: nn.Module, settings: TrainingSettings) -> list[torch.optim.Optimizer]:
+def _optimizers(model: nn.Module, settings: FitSettings) -> list[torch.optim.Optimizer]:
     """Make the optimizers: AdamW, and beside it SparseAdam for large embedding tables.
 
     Embedding tables learn at a rate of their own: a row is seen too rarely to bear the full one. Of a

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from watchrank.config import ValidationSettings
 from watchrank.errors import ValidationError
-from watchrank.events import absent as declared_absent
+from watchrank.events import manifest
 from watchrank.schema import IMPRESSIONS, USERS, VIDEOS, Table
 from watchrank.storage import atomic_path
 from watchrank.validation import frames, suites
@@ -26,7 +26,7 @@ def validate(events: Path, output: Path, settings: ValidationSettings) -> Valida
 
     The files' columns come first; the values are checked only when every file has the right ones. The
     impressions and searches are read in batches of whole days, so memory is bounded by
-    `settings.batch_rows`; users and videos are read whole.
+    `settings.batch_rows`; tables without days are read whole.
 
     Args:
         events: the folder that ingestion wrote.
@@ -42,8 +42,8 @@ def validate(events: Path, output: Path, settings: ValidationSettings) -> Valida
         ValidationError: a suite failed; the text names the first faults.
     """
     started = time.perf_counter()
-    absent = declared_absent(events)
-    tables = suites.present_tables(absent)
+    declared = manifest(events)
+    tables = suites.present_tables(declared)
     parts = {table.name: frames.find_parts(events, table) for table in tables}
     with atomic_path(output / "data_docs") as site:
         runner = Runner(site)
@@ -52,7 +52,7 @@ def validate(events: Path, output: Path, settings: ValidationSettings) -> Valida
     report = ValidationReport(
         success=all(result.success for result in results),
         seconds=round(time.perf_counter() - started, 3),
-        absent=tuple(sorted(absent)),
+        absent=tuple(sorted(declared.absent)),
         suites=tuple(results),
         days=tuple(_records(days)),
     )

@@ -14,12 +14,13 @@ from great_expectations import ExpectationSuite
 from great_expectations.expectations.expectation import Expectation
 
 from watchrank.config import ValidationSettings
-from watchrank.events import DAILY
-from watchrank.schema import LOG_TABLES, Column, Table
+from watchrank.events import DAILY, Manifest
+from watchrank.schema import OPTIONAL_TABLES, SOURCE_TABLES, Column, Table
 
 PARENTS = {
     "impressions": {"user_id": "users", "video_id": "videos"},
     "searches": {"user_id": "users"},
+    "earlier_watches": {"user_id": "users", "video_id": "videos"},
 }
 """The columns of a table that point into another one, whose key has the same name."""
 
@@ -41,12 +42,10 @@ def unknown(column: str, parent: str) -> str:
     return f"{column} not in {parent}"
 
 
-def present_tables(absent: frozenset[str]) -> list[Table]:
-    """Return the log's tables with the columns that a source has to bring.
+def present_tables(manifest: Manifest) -> list[Table]:
+    """Return the tables with the columns that must be there, by what the source of the events had.
 
-    Args:
-        absent: what the source lacks, as "table.column". Only optional columns may be left out, and
-            `searches` as a whole, for which "searches.query" stands.
+    Only optional columns and tables may be left out.
     """
     return [
         replace(
@@ -54,11 +53,11 @@ def present_tables(absent: frozenset[str]) -> list[Table]:
             columns=tuple(
                 column
                 for column in table.columns
-                if column.required or f"{table.name}.{column.name}" not in absent
+                if column.required or f"{table.name}.{column.name}" not in manifest.absent
             ),
         )
-        for table in LOG_TABLES
-        if not (table.name == "searches" and "searches.query" in absent)
+        for table in SOURCE_TABLES
+        if table not in OPTIONAL_TABLES or table.name in manifest.tables
     ]
 
 

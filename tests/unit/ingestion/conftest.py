@@ -35,6 +35,7 @@ class Log:
             self.impression(timestamp="2026-01-06T10:00:00Z", user_id="2", video_id="11"),
         ]
         self.searches: list[Row] = []
+        self.earlier_watches: list[Row] = []
 
     @staticmethod
     def impression(**changes: str) -> Row:
@@ -44,7 +45,7 @@ class Log:
     def write(self, folder: Path, ending: str = "csv") -> Path:
         """Write the tables that have rows, in one format."""
         folder.mkdir(parents=True, exist_ok=True)
-        for table in ("users", "videos", "impressions", "searches"):
+        for table in ("users", "videos", "impressions", "searches", "earlier_watches"):
             if rows := getattr(self, table):
                 self.write_file(folder / f"{table}.{ending}", rows)
         return folder

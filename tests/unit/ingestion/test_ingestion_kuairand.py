@@ -1,14 +1,14 @@
 """KuaiRand's original files: hand-made rows, and the real log where it is there."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from watchrank.config import EngineSettings, IngestionSettings
+from watchrank.errors import InputError
 from watchrank.ingestion import ingest
-
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "kuairand_pure"
 
 USERS = "user_id,user_active_degree\n7,full_active\n"
 VIDEOS = """video_id,author_id,video_type,upload_dt,video_duration,tag
@@ -27,6 +27,15 @@ LOG = """user_id,video_id,time_ms,is_click,is_like,is_follow,long_view,play_time
 """
 
 
+SEQUENCES = {
+    "user_id": [7, 8],
+    "history_len": [60, 2],
+    "last_time_ms": [1650553541436, 1650553541437],
+    "watch_seq": [[1, 2, 3, 2], [1, 1]],
+    "long_watch_seq": [[1, 3, 1, None, 4], []],
+}
+
+
 @pytest.fixture(scope="module")
 def events(tmp_path_factory, run):
     folder = tmp_path_factory.mktemp("kuairand")
@@ -35,6 +44,7 @@ def events(tmp_path_factory, run):
     (data / "user_features_pure.csv").write_text(USERS)
     (data / "video_features_basic_pure.csv").write_text(VIDEOS)
     (data / "log_standard_4_25_to_5_04_pure.csv").write_text(LOG)
+    pq.write_table(pa.table(SEQUENCES), data / "user_sequences.parquet")
     (data / "log_random_4_22_to_5_08_pure.csv").write_text("never read")
     run(data, folder / "events", source="kuairand")
     return folder / "events"
@@ -87,12 +97,43 @@ def test_video_features_become_videos(events, rows_of):
     ]
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data/kuairand_pure is not beside the checkout")
-def test_real_log_comes_in_under_the_default_share(tmp_path, rows_of):
+def test_long_watches_become_earlier_watches_in_their_order(events, rows_of):
+    last = datetime(2022, 4, 21, 15, 5, 41, 436_000, tzinfo=UTC)
+    assert [tuple(row.values()) for row in rows_of(events / "earlier_watches.parquet")] == [
+        (7, 1, last, 0),
+        (7, 3, last, 1),
+        (7, 1, last, 2),
+    ]
+    bad = [(row["reason"], row["place"]) for row in rows_of(events / "quarantine" / "earlier_watches")]
+    assert bad == [("missing video_id", "3"), ("unknown video", "4")]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "said"),
+    [
+        (SEQUENCES | {"long_watch_seq": [1, 2]}, "column long_watch_seq .* type int64; write it as a list"),
+        ({"user_id": [7], "last_time_ms": [1]}, "has no column long_watch_seq"),
+    ],
+)
+def test_sequences_without_lists_are_refused(tmp_path, run, sequences, said):
+    for name, text in (("user_features", USERS), ("video_features_basic", VIDEOS), ("log_standard", LOG)):
+        (tmp_path / f"{name}.csv").write_text(text)
+    pq.write_table(pa.table(sequences), tmp_path / "user_sequences.parquet")
+    with pytest.raises(InputError, match=said):
+        run(tmp_path, tmp_path / "events", source="kuairand")
+
+
+def test_real_log_comes_in_under_the_default_share(tmp_path, rows_of, shared_data):
     """4,739 rows repeat (user, video, time); 7 watches are longer than 20 times the video."""
     report = ingest(
-        SHARED, "kuairand", tmp_path / "events", IngestionSettings(), EngineSettings(memory_limit="1GB")
+        shared_data / "kuairand_pure",
+        "kuairand",
+        tmp_path / "events",
+        IngestionSettings(),
+        EngineSettings(memory_limit="1GB"),
     )
+    earlier = report.tables["earlier_watches"]
+    assert (earlier.rows, earlier.quarantined) == (390_929, {})
     impressions = report.tables["impressions"]
     assert impressions.quarantined == {"duplicate": 4_739, "watch time too long for the video": 7}
     assert impressions.rows == 171_671 - 4_739 - 7

@@ -1,0 +1,84 @@
+"""Evaluate candidate generation on each user's held-out watch, beside the baselines that it must beat."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from watchrank.datasets.candidates import CandidateDataset
+from watchrank.errors import GateError
+from watchrank.evaluation.candidate_baselines import BASELINES
+from watchrank.evaluation.retrieval import Scorer, evaluate_retrieval
+from watchrank.storage import atomic_path, write_json
+from watchrank.training.candidate_generation import CandidateBatches, load_model
+from watchrank.training.softmax import SoftmaxLoss
+
+GATES = ("popularity", "last_items_knn")
+"""Baselines that a tower must beat to be released,"""
+
+GATE_METRICS = ("recall@100", "map")
+"""on each of these."""
+
+NO_CLASS = np.float32(-1e30)
+
+
+def evaluate_candidates(model: Path, dataset: Path, output: Path) -> dict[str, Any]:
+    """Measure candidate generation on the test split and write `metrics.json`.
+
+    Args:
+        model: folder of `train_candidates`.
+        dataset: folder of `build_candidate_dataset`.
+        output: folder for the results.
+
+    Returns:
+        What `metrics.json` holds: the metrics of `tower` and of each baseline.
+    """
+    data = CandidateDataset.open(dataset)
+    scorers = {"tower": softmax_scorer(SoftmaxLoss(load_model(model)), data)}
+    scorers |= {name: learn(data) for name, learn in BASELINES.items()}
+    results: dict[str, Any] = {
+        "test_users": data.manifest["splits"]["test"]["rows"],
+        "models": {name: evaluate_retrieval(data, scorer).metrics for name, scorer in scorers.items()},
+    }
+    with atomic_path(output) as fresh:
+        fresh.mkdir()
+        write_json(fresh / "metrics.json", results)
+    return results
+
+
+def check_gates(results: dict[str, Any]) -> None:
+    """Refuse a tower that does not beat the gates.
+
+    Raises:
+        GateError: it is not above one of `GATES` on one of `GATE_METRICS`.
+    """
+    tower = results["models"]["tower"]
+    below = [
+        f"{metric} {tower[metric]:.4f} against {name}'s {results['models'][name][metric]:.4f}"
+        for name in GATES
+        for metric in GATE_METRICS
+        if not tower[metric] > results["models"][name][metric]
+    ]
+    if below:
+        raise GateError(
+            f"Candidate generation is not above its baselines: {'; '.join(below)}. Train it better."
+        )
+
+
+def softmax_scorer(task: SoftmaxLoss, data: CandidateDataset) -> Scorer:
+    """Return the scorer of a trained model; a video without a class comes after all others."""
+    task.eval()
+    test = data.split("test")
+    batches = CandidateBatches(test, task.model.tower.names, 1)
+    rows = task.model.vocabulary(torch.from_numpy(np.array(data.videos["video_id"]))).numpy()
+
+    @torch.no_grad()
+    def score(part: slice) -> np.ndarray:
+        x = batches.read(np.arange(len(test["user_id"]))[part]).features
+        scores = task.scores(task.model(x)).numpy()
+        with_none = np.column_stack([np.full(len(scores), NO_CLASS), scores])
+        found: np.ndarray = with_none[:, rows]
+        return found
+
+    return score

@@ -1,0 +1,291 @@
+"""Train candidate generation: dataset in, model folder out."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from watchrank.config import CandidateSettings, CandidateTrainingSettings, parse
+from watchrank.datasets.batches import Batch, Share
+from watchrank.datasets.candidates import CandidateDataset
+from watchrank.datasets.columns import Columns
+from watchrank.errors import InputError
+from watchrank.models.candidate_generation import (
+    ID_DOMAINS,
+    NEEDED,
+    NUMBERS,
+    CandidateModel,
+    UserTower,
+    feature_names,
+)
+from watchrank.models.lookup import top_ids
+from watchrank.storage import atomic_path, write_json
+from watchrank.training import distributed
+from watchrank.training.fit import Epoch, Fit, device_of
+from watchrank.training.softmax import (
+    InBatchSoftmaxLoss,
+    SampledSoftmaxLoss,
+    SoftmaxLoss,
+    TwoLevelSoftmaxLoss,
+)
+
+SMALL_VOCABULARY = 10_000
+VALIDATED_IN_FULL = 100_000
+"""Videos up to which the validation loss is the full softmax's, whatever was trained with."""
+
+BLOCK = 16
+"""Examples, consecutive in time, that stay together when an epoch is shuffled."""
+
+
+class CandidateBatches:
+    """One split of examples, cut into batches; the example age is 0 where it is not trained on."""
+
+    def __init__(
+        self,
+        columns: Columns,
+        names: list[str],
+        batch_size: int,
+        *,
+        end_seconds: int | None = None,
+        seed: int | None = None,
+        share: Share = Share(),
+    ) -> None:
+        """Make the batches.
+
+        Args:
+            columns: the examples, in order of time.
+            names: the features to read.
+            batch_size: examples a batch, over all processes.
+            end_seconds: end of the training window, from which example ages count; None: all are 0.
+            seed: of the shuffling; None keeps the order of time.
+            share: what this process reads of each batch.
+        """
+        self.rows = len(columns["user_id"])
+        self.batch_size, self.seed, self.share, self.end_seconds = batch_size, seed, share, end_seconds
+        self._labels = columns["video_id"]
+        self._now = columns.get("now", np.empty(0, np.int64))
+        self._aged = "example_age" in names
+        self._features = {name: columns[name] for name in names if name != "example_age"} if self.rows else {}
+
+    def __len__(self) -> int:
+        """Return the number of batches an epoch."""
+        return -(-self.rows // self.batch_size)
+
+    def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
+        """Yield this process's share of the batches of one epoch, leaving out the first `skip`."""
+        order = np.arange(self.rows)
+        if self.seed is not None:
+            blocks = np.arange(0, self.rows, BLOCK)
+            np.random.default_rng([self.seed, epoch]).shuffle(blocks)
+            order = (blocks[:, None] + np.arange(BLOCK)).ravel()
+            order = order[order < self.rows]
+        for first in range(skip * self.batch_size, self.rows, self.batch_size):
+            rows = order[first : first + self.batch_size]
+            yield self.read(rows[self.share.process :: self.share.processes])
+
+    def read(self, rows: np.ndarray) -> Batch:
+        """Return some examples [B], by index."""
+        features = {name: _column(np.take(values, rows, axis=0)) for name, values in self._features.items()}
+        if self._aged:
+            now = np.take(self._now, rows)
+            age = np.zeros(len(rows)) if self.end_seconds is None else self.end_seconds - now
+            features["example_age"] = _column(age.astype(np.float32))
+        labels = {"video_id": _column(np.take(self._labels, rows))}
+        return Batch(features, labels, torch.ones(len(rows), 1))
+
+
+def train_candidates(
+    dataset: Path, output: Path, settings: CandidateSettings, training: CandidateTrainingSettings
+) -> list[Epoch]:
+    """Train candidate generation and write it to the folder `output`.
+
+    A run that was killed resumes from the checkpoint beside `output`.
+
+    Args:
+        dataset: folder of `datasets.candidates.build_candidate_dataset`.
+        output: folder for `config.json`, `weights.safetensors` and `learning_curve.json`.
+        settings: the architecture.
+        training: the run.
+
+    Returns:
+        The learning curve.
+
+    Raises:
+        InputError: the loss is the two-level softmax, whose scores no index can serve.
+    """
+    if training.loss == "two_level":
+        raise InputError("candidate_training.loss is two_level, which cannot be served; set another.")
+    data = CandidateDataset.open(dataset)
+    checkpoint = output.parent / f"{output.name}.checkpoint"
+    with distributed.process_group(device_of(training).type):
+        task, curve = fit_candidates(data, settings, training, checkpoint)
+        if distributed.share().process == 0:
+            save_model(task.model, output, settings, data, curve)
+            checkpoint.unlink(missing_ok=True)
+        distributed.wait()
+    return curve
+
+
+def fit_candidates(
+    data: CandidateDataset,
+    settings: CandidateSettings,
+    training: CandidateTrainingSettings,
+    checkpoint: Path,
+) -> tuple[SoftmaxLoss, list[Epoch]]:
+    """Train a new model; return it with its loss, and the learning curve."""
+    torch.manual_seed(training.seed)
+    model = new_model(data, settings)
+    task = new_loss(model, data, training)
+    if isinstance(task, TwoLevelSoftmaxLoss) or type(task) is SoftmaxLoss:
+        training = training.model_copy(update={"sparse_rows": model.vocabulary.rows + 1})
+    names, share = model.tower.names, distributed.share()
+    end, validation = data.manifest["end_seconds"], data.split("validation")
+    batches = CandidateBatches(
+        data.split("train"), names, training.batch_size, end_seconds=end, seed=training.seed, share=share
+    )
+    in_full = len(model.vocabulary.keys) <= VALIDATED_IN_FULL and not isinstance(task, TwoLevelSoftmaxLoss)
+    curve = Fit(
+        task,
+        _loss,
+        batches,
+        CandidateBatches(validation, names, training.batch_size, share=share)
+        if len(validation["user_id"])
+        else None,
+        training,
+        checkpoint=checkpoint,
+        key=_run_key(data, settings, training),
+        validation_loss=_full_loss if in_full else _loss,
+    ).run()
+    return task, curve
+
+
+def new_model(data: CandidateDataset, settings: CandidateSettings) -> CandidateModel:
+    """Make an untrained model with the vocabularies of the training examples.
+
+    Raises:
+        InputError: there is nothing to train on, or the settings exclude what they cannot.
+    """
+    train, absent = data.split("train"), left_out(data, settings)
+    if not len(train["user_id"]):
+        raise InputError(f"The dataset {data.path} has no training examples. Give a longer log.")
+    keys = {
+        "video": top_ids(
+            data.watches["video_id"], np.ones(len(data.watches["video_id"])), settings.max_videos
+        )
+    }
+    for domain, name in ID_DOMAINS.items():
+        if domain != "video" and name not in absent:
+            ids = train[name].ravel()
+            limit = settings.max_tokens if domain == "token" else SMALL_VOCABULARY
+            keys[domain] = top_ids(ids, np.ones(len(ids)), limit)
+    window = max(data.manifest["end_seconds"] - int(train["now"].min()), 1)
+    return CandidateModel(UserTower(settings, absent, keys, float(window)), settings)
+
+
+def new_loss(
+    model: CandidateModel, data: CandidateDataset, training: CandidateTrainingSettings
+) -> SoftmaxLoss:
+    """Return the model with the loss that the settings name."""
+    rows = model.vocabulary(torch.from_numpy(np.array(data.watches["video_id"])))
+    counts = torch.bincount(rows, minlength=model.vocabulary.rows)[1:]
+    match training.loss:
+        case "full":
+            return SoftmaxLoss(model)
+        case "sampled":
+            return SampledSoftmaxLoss(model, counts, training)
+        case "in_batch":
+            return InBatchSoftmaxLoss(model, counts, training)
+        case "two_level":
+            return TwoLevelSoftmaxLoss(model, counts)
+
+
+def left_out(data: CandidateDataset, settings: CandidateSettings) -> frozenset[str]:
+    """Return the features that the model does without: the source lacks them or the settings exclude them.
+
+    Raises:
+        InputError: the settings exclude what is no feature, or what no tower can do without.
+    """
+    known = {*ID_DOMAINS.values(), *NUMBERS} - NEEDED
+    if unknown := sorted(set(settings.exclude) - known):
+        raise InputError(
+            f"candidates.exclude names {', '.join(unknown)}; it may name {', '.join(sorted(known))}."
+        )
+    return data.absent_features | set(settings.exclude)
+
+
+def save_model(
+    model: CandidateModel,
+    output: Path,
+    settings: CandidateSettings,
+    data: CandidateDataset,
+    curve: list[Epoch],
+) -> None:
+    """Write the model folder atomically."""
+    config = {
+        "candidates": settings.model_dump(),
+        "absent": sorted(left_out(data, settings)),
+        "window": model.tower.window,
+    }
+    with atomic_path(output) as fresh:
+        fresh.mkdir()
+        weights = {name: value.contiguous().cpu() for name, value in _own_weights(model).items()}
+        save_file(weights, fresh / "weights.safetensors")
+        write_json(fresh / "config.json", config)
+        write_json(fresh / "learning_curve.json", [asdict(line) for line in curve])
+
+
+def load_model(folder: Path) -> CandidateModel:
+    """Read a model folder that `train_candidates` wrote; the model comes in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: the folder is not a model or a file in it is damaged.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = load_file(folder / "weights.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"Cannot read the model {folder}: {error}. Train it again.") from None
+    settings = parse(CandidateSettings, config["candidates"], str(folder / "config.json"))
+    absent = frozenset(config["absent"])
+    keys = {
+        domain: weights[f"tower.embeddings.{domain}.vocabulary.keys"]
+        for domain, name in ID_DOMAINS.items()
+        if name in feature_names(absent)
+    }
+    model = CandidateModel(UserTower(settings, absent, keys, config["window"]), settings)
+    model.load_state_dict(weights, strict=False)
+    return model.eval()
+
+
+def _own_weights(model: CandidateModel) -> dict[str, Tensor]:
+    """Return the weights, a tied table once."""
+    weights = model.state_dict()
+    if model.weights is model.tower.embedding("video").table:
+        del weights["weights.weight"]
+    return weights
+
+
+def _loss(task: nn.Module, batch: Batch) -> Tensor:
+    loss: Tensor = task(batch.features, batch.labels["video_id"])
+    return loss
+
+
+def _full_loss(task: nn.Module, batch: Batch) -> Tensor:
+    assert isinstance(task, SoftmaxLoss)
+    return _loss(SoftmaxLoss(task.model), batch)
+
+
+def _column(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values if values.ndim == 2 else values[:, None])
+
+
+def _run_key(data: CandidateDataset, settings: CandidateSettings, training: CandidateTrainingSettings) -> str:
+    parts = [data.manifest, settings.model_dump(), training.model_dump()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
