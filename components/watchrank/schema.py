@@ -123,6 +123,7 @@ USERS = Table(
         _optional("language", "string", "language, as a BCP 47 tag"),
         _optional("device", "string", "kind of device"),
         _optional("signup_time", "timestamp", "when the account was made, UTC"),
+        _optional("logged_in", "bool", "whether the user watches logged in"),
     ),
 )
 
@@ -178,6 +179,7 @@ USER_PROFILE = Table(
         _column("user_language", "int64", "text id of the user's language"),
         _column("device", "int64", "text id of the device"),
         _column("signup_time", "int64", "seconds since 1970, or -1"),
+        _column("logged_in", "int64", "1 logged in, 0 not, -1 unknown"),
     ),
 )
 
@@ -245,6 +247,7 @@ FEATURE_ORIGIN = {
     "user_language": "users.language",
     "device": "users.device",
     "signup_time": "users.signup_time",
+    "logged_in": "users.logged_in",
     "search_token_ids": "searches.query",
     "watched_channel_ids": "videos.channel_id",
     "channel_id": "videos.channel_id",

@@ -250,12 +250,13 @@ def test_profiles_hold_ids_of_texts_and_whole_seconds(make_features, shown):
             "user_language": text_id("fr"),
             "device": text_id("phone"),
             "signup_time": 1588302245,
+            "logged_in": -1,
         },
         {
             "user_id": 2,
             "event_timestamp": epoch,
             "age": None,
-            **dict.fromkeys(["gender", "country", "user_language", "device", "signup_time"], -1),
+            **dict.fromkeys(["gender", "country", "user_language", "device", "signup_time", "logged_in"], -1),
         },
     ]
     known, unknown = rows_of(features, "video_profile")

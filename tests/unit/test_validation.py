@@ -38,6 +38,7 @@ ABSENT = [
     "users.country",
     "users.device",
     "users.gender",
+    "users.logged_in",
     "users.signup_time",
     "videos.category",
 ]

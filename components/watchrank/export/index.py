@@ -15,8 +15,8 @@ excludes, and have the same interface:
 | `scores` | float32 [B, K] | -inf |
 
 `exact` scores every video. `inverted_file` scores the lists (`watchrank.export.inverted_file`) whose mean
-vector has the greatest inner product with the user's. All other names begin with `index/`, so that a tower
-that ends in `user_vector` can be put in front by `onnx.compose.merge_models`.
+vector has about the greatest inner product with the user's. All other names begin with `index/`, so that a
+tower that ends in `user_vector` can be put in front by `onnx.compose.merge_models`.
 """
 
 from typing import Any, Literal, get_args
@@ -42,7 +42,7 @@ EXACT_LIMIT = 200_000
 LISTS = 8
 """Lists of an inverted file, over √N."""
 
-PROBES = 16
+PROBES = 32
 LARGEST_FILE = 2**31 - 2**20
 """Bytes: protobuf's limit, less room for the nodes."""
 
@@ -66,7 +66,7 @@ def build_index(
         k: videos an answer; may be more than N.
         variant: `auto` is exact up to `EXACT_LIMIT` videos.
         lists: of the inverted file, about; None is 8 √N. Their number after padding is a little greater.
-        probes: lists that are searched; None is 16, and more if those are short of 4 k places. An answer is
+        probes: lists that are searched; None is 32, and more if those are short of 4 k places. An answer is
             drawn from these lists only: excluding more ids than they hold beyond k leaves fewer than k.
         half: store the inverted file's vectors as float16: half the memory, scores to a relative 1e-3.
         settings: opset and IR version.

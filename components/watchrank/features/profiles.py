@@ -33,6 +33,8 @@ def _number(values: ir.Value) -> ir.Value:
     """Turn ids, texts and times into whole numbers, with `PAD_ID` for what is missing."""
     if values.type().is_string():
         return text_ids(values)
+    if values.type().is_boolean():
+        return values.cast("int64").fill_null(PAD_ID)
     if values.type().is_integer():
         return values.fill_null(PAD_ID)
     if values.type().is_timestamp():

@@ -26,6 +26,10 @@ _HOUR_MS = 3_600_000
 _SECOND_MS = 1_000
 
 
+LOGGED_IN_SHARE = 0.85
+_SCATTER = 2_654_435_761
+
+
 @dataclass(frozen=True, kw_only=True)
 class Audience:
     """A block of users [N]: what the log tells of them and what it hides (tastes, favourites, patience).
@@ -63,6 +67,7 @@ class Audience:
             "language": pa.array(LANGUAGES).take(self.languages),
             "device": pa.array(_DEVICES).take(self.devices),
             "signup_time": self.signup_ms,
+            "logged_in": self.user_ids * _SCATTER % 100 < 100 * LOGGED_IN_SHARE,
         }
 
 

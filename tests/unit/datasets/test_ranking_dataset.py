@@ -234,6 +234,7 @@ def test_the_manifest_tells_days_surfaces_and_absent_features(not_validated):
         "country",
         "device",
         "gender",
+        "logged_in",
         "search_token_ids",
         "signup_time",
         "user_language",

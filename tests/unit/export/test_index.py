@@ -147,12 +147,19 @@ def test_padding_does_not_crowd_out_videos_of_negative_score(variant):
 def test_rows_of_a_batch_do_not_meet(variant):
     vectors, ids, users = catalogue(2_000)
     index = session(build_index(vectors, ids, k=25, variant=variant, lists=60, probes=10))
+    users[3] *= 1e4
     excluded = [[video] for video in ids[:16].tolist()]
     found, scores = search(index, users[:16], excluded=excluded)
     for place in range(16):
         one, one_scores = search(index, users[place : place + 1], excluded=[excluded[place]])
         np.testing.assert_array_equal(one[0], found[place])
         np.testing.assert_allclose(one_scores[0], scores[place], rtol=1e-5, atol=1e-5)
+
+
+def test_the_length_of_a_users_vector_does_not_change_the_lists():
+    vectors, ids, users = catalogue(2_000)
+    index = session(build_index(vectors, ids, k=25, variant="inverted_file", lists=60, probes=3))
+    np.testing.assert_array_equal(search(index, users)[0], search(index, users * np.float32(1024))[0])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -169,6 +169,7 @@ def test_absent_columns_are_left_out_and_declared(tmp_path, log, run, rows_of):
         "users.device",
         "users.gender",
         "users.signup_time",
+        "users.logged_in",
     }
     assert {name for name in report.absent if name.startswith("searches")} == {"searches.query"}
     assert not (tmp_path / "events" / "searches").exists()
