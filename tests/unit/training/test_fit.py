@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from watchrank.config import FitSettings
 from watchrank.datasets.batches import RankingBatches
 from watchrank.datasets.ranking import RankingDataset
 from watchrank.errors import InputError
@@ -109,7 +110,7 @@ def test_it_stops_when_validation_gets_no_better(prepared, tmp_path, monkeypatch
 
 
 def test_the_device_is_the_one_that_is_there():
-    settings = fit_module.TrainingSettings(device="auto")
+    settings = FitSettings(device="auto")
     assert fit_module.device_of(settings).type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
