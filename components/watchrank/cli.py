@@ -202,6 +202,27 @@ def evaluate_candidates(workspace: WorkspaceOption = HERE) -> None:
 
 
 @app.command()
+def export_candidates(
+    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+) -> None:
+    """Export tower and index as one ONNX graph to <workspace>/candidate_generation, and check parity."""
+    from watchrank.export.candidates import export_candidates
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    with console.status("building the index and checking parity"):
+        found = export_candidates(
+            place.candidate_model,
+            place.candidate_dataset,
+            place.candidate_generation,
+            settings.index,
+            settings.export,
+        )
+    console.print(
+        f"Graph in {place.candidate_generation}; recall against exact search {found['recall']:.4f}."
+    )
+
+
+@app.command()
 def study(
     name: Annotated[
         str, typer.Argument(help="hidden, inputs, objective or weighting; all when not given")

@@ -220,6 +220,19 @@ class CandidateTrainingSettings(FitSettings):
     correction: bool = Field(True, description="subtract the log of the expected count (logQ)")
 
 
+class IndexSettings(Settings):
+    """The index of candidate generation."""
+
+    k: int = Field(200, ge=1, description="videos an answer")
+    variant: Literal["auto", "exact", "inverted_file"] = Field(
+        "auto", description="how videos are searched; auto: exact up to 200,000, else an inverted file"
+    )
+    lists: int | None = Field(
+        None, ge=1, description="lists of the inverted file; about 8 times the root of N"
+    )
+    probes: int | None = Field(None, ge=1, description="lists that a search reads; 32 or more")
+
+
 class ExportSettings(Settings):
     """The ONNX file: what the oldest supported Triton (24.10) loads, and how exact it must be."""
 
@@ -253,6 +266,7 @@ class Config(Settings):
     examples: ExampleSettings = ExampleSettings()
     candidates: CandidateSettings = CandidateSettings()
     candidate_training: CandidateTrainingSettings = CandidateTrainingSettings()
+    index: IndexSettings = IndexSettings()
     export: ExportSettings = ExportSettings()
     deployment: DeploymentSettings = DeploymentSettings()
 

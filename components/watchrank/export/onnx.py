@@ -41,13 +41,25 @@ def export_onnx(
     target: Path,
     settings: ExportSettings,
 ) -> None:
-    """Write `module`, which maps a dict of features to one tensor, as an ONNX file.
+    """Write the serving graph of `module` (see `serving_graph`) to the file `target`."""
+    save_graph(serving_graph(module, inputs, output, settings), target)
+
+
+def save_graph(model: ModelProto, target: Path) -> None:
+    """Write a graph as one file, atomically."""
+    with atomic_path(target) as fresh:
+        onnx.save(model, fresh)
+
+
+def serving_graph(
+    module: nn.Module, inputs: Sequence[TensorSpec], output: TensorSpec, settings: ExportSettings
+) -> ModelProto:
+    """Return the graph of `module`, which maps a dict of features to one tensor.
 
     Args:
         module: in evaluation mode, on the CPU.
         inputs: the features that the module reads; they become the graph's inputs, in this order.
         output: the name of the answer.
-        target: the file.
         settings: opset and IR version.
 
     Raises:
@@ -60,8 +72,7 @@ def export_onnx(
     _use_label_encoders(model)
     model.ir_version = settings.ir_version
     onnx.checker.check_model(model, full_check=True)
-    with atomic_path(target) as fresh:
-        onnx.save(model, fresh)
+    return model
 
 
 def example(inputs: Sequence[TensorSpec], batch: int = 3, candidates: int = 5) -> tuple[Tensor, ...]:

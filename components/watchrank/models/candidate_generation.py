@@ -91,7 +91,7 @@ class UserTower(nn.Module):
             years = x["age"]
             parts += [(years.nan_to_num(0.0) / OLDEST_AGE).clamp(0, 1), years.isnan().to(years.dtype)]
         if "example_age" in self.names:
-            age = (x["example_age"] / self.window).clamp(0, 1)
+            age = (x["example_age"].nan_to_num(0.0) / self.window).clamp(0, 1)
             parts += [age, age.square(), age.sqrt()]
         vector: Tensor = self.layers(torch.cat(parts, -1))
         return vector
