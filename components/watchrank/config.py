@@ -194,10 +194,11 @@ class CandidateSettings(Settings):
         le=4,
         description="hidden layers of the user tower, each twice as wide as the next; 0: linear",
     )
-    dim: int = Field(64, ge=1, description="width of the last layer and of the videos' vectors")
-    tied: bool = Field(True, description="one table for watched videos and for the softmax's weights")
+    dim: int = Field(128, ge=1, description="width of the last layer and of the videos' vectors")
+    tied: bool = Field(False, description="one table for watched videos and for the softmax's weights")
+    recent: int = Field(5, ge=0, le=50, description="last watches that also make a bag of their own; 0: none")
     exclude: tuple[str, ...] = Field((), description="features to leave out, beside those the source lacks")
-    dropout: float = Field(0.3, ge=0, lt=1, description="share of the tower's inputs left out in training")
+    dropout: float = Field(0.5, ge=0, lt=1, description="share of the tower's inputs left out in training")
     feature_dim: int = Field(16, ge=1, description="width of the tokens' and categories' embeddings")
     max_videos: int = Field(2_000_000, ge=1, description="videos with a class: the most watched")
     max_tokens: int = Field(200_000, ge=1, description="search tokens with an embedding: the most frequent")

@@ -69,7 +69,9 @@ class UserTower(nn.Module):
                 if name in self.names
             }
         )
+        self.recent = settings.recent
         width = sum(self.embedding(domain).table.embedding_dim for domain in self.embeddings)
+        width += settings.dim * (settings.recent > 0)
         width += 2 * ("age" in self.names) + 3 * ("example_age" in self.names)
         widths = [width, *(settings.dim * 2**level for level in reversed(range(settings.depth)))]
         layers: list[nn.Module] = [nn.Dropout(settings.dropout)]
@@ -87,6 +89,8 @@ class UserTower(nn.Module):
     def forward(self, x: Features) -> Tensor:
         """Return [B, D] from lists [B, L], ids [B, 1] and numbers [B, 1]."""
         parts = [self.embedding(domain).mean(x[ID_DOMAINS[domain]]) for domain in self.embeddings]
+        if self.recent:
+            parts.append(self.embedding("video").mean(x["watched_video_ids"][:, : self.recent]))
         if "age" in self.names:
             years = x["age"]
             parts += [(years.nan_to_num(0.0) / OLDEST_AGE).clamp(0, 1), years.isnan().to(years.dtype)]
