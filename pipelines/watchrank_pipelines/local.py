@@ -53,6 +53,8 @@ def run_training(
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(place.runs))
     with LocalTriton(venv=triton_venv, repository=place.model_repository, state=place.triton) as server:
         here = config.model_copy(update={"deployment": server.reached_by(config.deployment)})
+        sections = here.model_dump(mode="json", exclude_none=True)
+        taken = training_pipeline.component_spec.inputs
         try:
             run = training_pipeline(
                 workspace=str(place.root),
@@ -60,7 +62,7 @@ def run_training(
                 source=source,
                 feature_repo=str(feature_repo.absolute()),
                 model_repository=str(place.model_repository),
-                **here.model_dump(mode="json", exclude_none=True),
+                **{name: section for name, section in sections.items() if name in taken},
             )
         except RuntimeError as error:
             raise PipelineError(f"{_plain(error)} Its output stands above.") from None
