@@ -21,7 +21,7 @@ from watchrank.storage import atomic_path, write_json
 from watchrank.training.ranking import load_model
 
 ACTIVITY_EDGES = (1, 10, 50)
-"""Bounds of the activity groups, in impressions of the 7 days before."""
+"""Bounds of the activity groups, by `user_impressions_7d`."""
 
 Metrics = dict[str, Any]
 

@@ -160,8 +160,9 @@ class Fit:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         for place, batch in enumerate(group, 1):
-            with self._exchange(place == len(group)), self._autocast():
-                loss = self.loss(self.network, batch.to(self.device)).sum()
+            with self._exchange(place == len(group)):
+                with self._autocast():
+                    loss = self.loss(self.network, batch.to(self.device)).sum()
                 (loss * (self.share.processes / everywhere)).backward()  # type: ignore[no-untyped-call]
             self.state.loss_sum += loss.item()
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
