@@ -110,11 +110,9 @@ class RankingBatches:
     def read(self, impressions: np.ndarray) -> Batch:
         """Return some impressions [N], by index, one a row."""
         request = np.take(self._request, impressions)
-        features = {name: _column(np.take(values, request, axis=0)) for name, values in self._user.items()}
-        features |= {name: _column(np.take(values, impressions)) for name, values in self._video.items()}
-        labels = {
-            name: _column(np.take(values, impressions)).float() for name, values in self._labels.items()
-        }
+        features = {name: column(np.take(values, request, axis=0)) for name, values in self._user.items()}
+        features |= {name: column(np.take(values, impressions)) for name, values in self._video.items()}
+        labels = {name: column(np.take(values, impressions)).float() for name, values in self._labels.items()}
         return Batch(features, labels, torch.ones(len(impressions), 1))
 
     def _batch(self, blocks: Blocks) -> Batch:
@@ -122,7 +120,7 @@ class RankingBatches:
         shown = np.arange(self.candidates) < (_gather(self._starts[1:], blocks) - starts)[:, None]
         impressions = [slice(self._starts[rows.start], self._starts[rows.stop]) for rows in blocks]
         request = np.take(self._request, starts)
-        features = {name: _column(np.take(values, request, axis=0)) for name, values in self._user.items()}
+        features = {name: column(np.take(values, request, axis=0)) for name, values in self._user.items()}
         features |= {
             name: _places(_gather(values, impressions), shown) for name, values in self._video.items()
         }
@@ -165,7 +163,7 @@ class ResampledBatches:
         for first in range(skip * size, rows, size):
             own = drawn[first : first + size][share.process :: share.processes]
             place = np.searchsorted(self._cumulative, own, side="right")
-            positive = _column((place < rows).astype(np.float32))
+            positive = column((place < rows).astype(np.float32))
             batch = self.batches.read(place % rows)
             yield batch._replace(labels={"clicked": positive, "watch_seconds": positive})
 
@@ -186,7 +184,8 @@ def _gather(values: np.ndarray, parts: Blocks) -> np.ndarray:
     return np.concatenate([values[part] for part in parts] or [values[:0]])
 
 
-def _column(values: np.ndarray) -> Tensor:
+def column(values: np.ndarray) -> Tensor:
+    """Return values [N] as a tensor [N, 1]; lists [N, L] as they are."""
     return torch.from_numpy(values if values.ndim == 2 else values[:, None])
 
 

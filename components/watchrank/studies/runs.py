@@ -1,6 +1,5 @@
 """Training runs of a study: each is made once, kept, and shared by the studies that need it."""
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from watchrank.config import Config
 from watchrank.datasets.ranking import RankingDataset
 from watchrank.evaluation.evaluate import predict
 from watchrank.storage import atomic_path, write_json
+from watchrank.training.fit import run_key
 from watchrank.training.ranking import load_model, train_ranking
 from watchrank.workspace import Workspace
 
@@ -61,8 +61,7 @@ class Runs:
     def _run(self, overrides: list[str]) -> Run:
         config = Config.load(overrides=overrides)
         data = RankingDataset.open(self.place.dataset)
-        parts = [data.manifest, config.ranking.model_dump(), config.training.model_dump()]
-        key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        key = run_key(data.manifest, config.ranking, config.training)[:16]
         folder = self.place.studies / "runs" / key
         if not folder.exists():
             with tempfile.TemporaryDirectory() as scratch, atomic_path(folder) as fresh:

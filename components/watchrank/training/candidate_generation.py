@@ -1,6 +1,5 @@
 """Train candidate generation: dataset in, model folder out."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from watchrank.config import CandidateSettings, CandidateTrainingSettings, parse
-from watchrank.datasets.batches import Batch, Share
+from watchrank.datasets.batches import Batch, Share, column
 from watchrank.datasets.candidates import CandidateDataset
 from watchrank.datasets.columns import Columns
 from watchrank.errors import InputError
@@ -28,7 +27,7 @@ from watchrank.models.candidate_generation import (
 from watchrank.models.lookup import top_ids
 from watchrank.storage import atomic_path, write_json
 from watchrank.training import distributed
-from watchrank.training.fit import Epoch, Fit, device_of
+from watchrank.training.fit import Epoch, Fit, device_of, run_key
 from watchrank.training.softmax import (
     InBatchSoftmaxLoss,
     SampledSoftmaxLoss,
@@ -92,12 +91,12 @@ class CandidateBatches:
 
     def read(self, rows: np.ndarray) -> Batch:
         """Return some examples [B], by index."""
-        features = {name: _column(np.take(values, rows, axis=0)) for name, values in self._features.items()}
+        features = {name: column(np.take(values, rows, axis=0)) for name, values in self._features.items()}
         if self._aged:
             now = np.take(self._now, rows)
             age = np.zeros(len(rows)) if self.end_seconds is None else self.end_seconds - now
-            features["example_age"] = _column(age.astype(np.float32))
-        labels = {"video_id": _column(np.take(self._labels, rows))}
+            features["example_age"] = column(age.astype(np.float32))
+        labels = {"video_id": column(np.take(self._labels, rows))}
         return Batch(features, labels, torch.ones(len(rows), 1))
 
 
@@ -160,7 +159,7 @@ def fit_candidates(
         else None,
         training,
         checkpoint=checkpoint,
-        key=_run_key(data, settings, training),
+        key=run_key(data.manifest, settings, training),
         validation_loss=_full_loss if in_full else _loss,
     ).run()
     return task, curve
@@ -280,12 +279,3 @@ def _loss(task: nn.Module, batch: Batch) -> Tensor:
 def _full_loss(task: nn.Module, batch: Batch) -> Tensor:
     assert isinstance(task, SoftmaxLoss)
     return _loss(SoftmaxLoss(task.model), batch)
-
-
-def _column(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values if values.ndim == 2 else values[:, None])
-
-
-def _run_key(data: CandidateDataset, settings: CandidateSettings, training: CandidateTrainingSettings) -> str:
-    parts = [data.manifest, settings.model_dump(), training.model_dump()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,7 +1,9 @@
 """The one training loop: any model, any loss, any batches; resumable at every checkpoint."""
 
 import contextlib
+import hashlib
 import itertools
+import json
 import logging
 import math
 import sys
@@ -18,7 +20,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from watchrank.config import FitSettings
+from watchrank.config import FitSettings, Settings
 from watchrank.datasets.batches import Batch
 from watchrank.storage import atomic_path
 from watchrank.training import distributed
@@ -76,6 +78,12 @@ def device_of(settings: FitSettings) -> torch.device:
     """Return the device that the settings name; `auto` is the GPU when there is one."""
     cuda = torch.cuda.is_available() if settings.device == "auto" else settings.device == "cuda"
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+
+def run_key(manifest: dict[str, Any], *settings: Settings) -> str:
+    """Name a run by its data and settings: a checkpoint is resumed by the very same run only."""
+    parts = [manifest, *(part.model_dump() for part in settings)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Fit:

@@ -1,6 +1,5 @@
 """Train the watch-time ranker: dataset in, model folder out."""
 
-import hashlib
 import json
 import math
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from watchrank.schema import RANKING_INPUTS
 from watchrank.storage import atomic_path, write_json
 from watchrank.training import distributed
 from watchrank.training.calibration import fit_calibration
-from watchrank.training.fit import Batches, Epoch, Fit, Loss, device_of
+from watchrank.training.fit import Batches, Epoch, Fit, Loss, device_of, run_key
 from watchrank.training.losses import objective_weights, weighted_logistic_loss
 
 QUANTILE_ROWS = 200_000
@@ -55,7 +54,7 @@ def train_ranking(
     with distributed.process_group(device_of(training).type):
         torch.manual_seed(training.seed)
         model = new_model(data, ranking)
-        curve = _fit(model, data, training, checkpoint, _run_key(data, ranking, training))
+        curve = _fit(model, data, training, checkpoint, run_key(data.manifest, ranking, training))
         if distributed.share().process == 0:
             if training.calibrate:
                 calibrate(model, data.split("validation"))
@@ -210,8 +209,3 @@ def load_model(folder: Path) -> RankingModel:
     model = RankingModel(InputLayer(settings, absent, keys), settings)
     model.load_state_dict(weights)
     return model.eval()
-
-
-def _run_key(data: RankingDataset, ranking: RankingSettings, training: TrainingSettings) -> str:
-    parts = [data.manifest, ranking.model_dump(), training.model_dump()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
