@@ -1,14 +1,10 @@
 """Train candidate generation: dataset in, model folder out."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from watchrank.config import CandidateSettings, CandidateTrainingSettings, parse
@@ -25,9 +21,9 @@ from watchrank.models.candidate_generation import (
     feature_names,
 )
 from watchrank.models.lookup import top_ids
-from watchrank.storage import atomic_path, write_json
 from watchrank.training import distributed
 from watchrank.training.fit import Epoch, Fit, device_of, run_key
+from watchrank.training.folders import read_model, write_model
 from watchrank.training.softmax import (
     InBatchSoftmaxLoss,
     SampledSoftmaxLoss,
@@ -232,12 +228,7 @@ def save_model(
         "absent": sorted(left_out(data, settings)),
         "window": model.tower.window,
     }
-    with atomic_path(output) as fresh:
-        fresh.mkdir()
-        weights = {name: value.contiguous().cpu() for name, value in _own_weights(model).items()}
-        save_file(weights, fresh / "weights.safetensors")
-        write_json(fresh / "config.json", config)
-        write_json(fresh / "learning_curve.json", [asdict(line) for line in curve])
+    write_model(output, _own_weights(model), config, curve)
 
 
 def load_model(folder: Path) -> CandidateModel:
@@ -246,11 +237,7 @@ def load_model(folder: Path) -> CandidateModel:
     Raises:
         InputError: the folder is not a model or a file in it is damaged.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        weights = load_file(folder / "weights.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"Cannot read the model {folder}: {error}. Train it again.") from None
+    config, weights = read_model(folder)
     settings = parse(CandidateSettings, config["candidates"], str(folder / "config.json"))
     absent = frozenset(config["absent"])
     keys = {

@@ -1,14 +1,10 @@
 """Train the watch-time ranker: dataset in, model folder out."""
 
-import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from watchrank.config import Objective, RankingSettings, TrainingSettings, parse
@@ -19,10 +15,10 @@ from watchrank.models.inputs import NEEDED, POOLED, InputLayer, id_features
 from watchrank.models.lookup import top_ids
 from watchrank.models.ranking import RankingModel
 from watchrank.schema import RANKING_INPUTS
-from watchrank.storage import atomic_path, write_json
 from watchrank.training import distributed
 from watchrank.training.calibration import fit_calibration
 from watchrank.training.fit import Batches, Epoch, Fit, Loss, device_of, run_key
+from watchrank.training.folders import read_model, write_model
 from watchrank.training.losses import objective_weights, weighted_logistic_loss
 
 QUANTILE_ROWS = 200_000
@@ -184,12 +180,8 @@ def save_model(
     model: RankingModel, output: Path, settings: RankingSettings, absent: frozenset[str], curve: list[Epoch]
 ) -> None:
     """Write the model folder atomically."""
-    with atomic_path(output) as fresh:
-        fresh.mkdir()
-        weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
-        save_file(weights, fresh / "weights.safetensors")
-        write_json(fresh / "config.json", {"ranking": settings.model_dump(), "absent": sorted(absent)})
-        write_json(fresh / "learning_curve.json", [asdict(line) for line in curve])
+    config = {"ranking": settings.model_dump(), "absent": sorted(absent)}
+    write_model(output, model.state_dict(), config, curve)
 
 
 def load_model(folder: Path) -> RankingModel:
@@ -198,11 +190,7 @@ def load_model(folder: Path) -> RankingModel:
     Raises:
         InputError: the folder is not a model or a file in it is damaged.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        weights = load_file(folder / "weights.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"Cannot read the model {folder}: {error}. Train it again.") from None
+    config, weights = read_model(folder)
     settings = parse(RankingSettings, config["ranking"], str(folder / "config.json"))
     absent = frozenset(config["absent"])
     keys = {domain: weights[f"inputs.embeddings.{domain}.vocabulary.keys"] for domain in id_features(absent)}

@@ -1,0 +1,37 @@
+"""A trained model as a folder: `config.json`, `weights.safetensors` and `learning_curve.json`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from watchrank.errors import InputError
+from watchrank.storage import atomic_path, write_json
+from watchrank.training.fit import Epoch
+
+
+def write_model(output: Path, weights: dict[str, Tensor], config: dict[str, Any], curve: list[Epoch]) -> None:
+    """Write a model folder atomically."""
+    with atomic_path(output) as fresh:
+        fresh.mkdir()
+        save_file(
+            {name: value.contiguous().cpu() for name, value in weights.items()}, fresh / "weights.safetensors"
+        )
+        write_json(fresh / "config.json", config)
+        write_json(fresh / "learning_curve.json", [asdict(line) for line in curve])
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the configuration and the weights of a model folder.
+
+    Raises:
+        InputError: the folder is not a model or a file in it is damaged.
+    """
+    try:
+        return json.loads((folder / "config.json").read_text()), load_file(folder / "weights.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"Cannot read the model {folder}: {error}. Train it again.") from None
