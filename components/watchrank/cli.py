@@ -138,7 +138,7 @@ def train(workspace: WorkspaceOption = HERE, config: ConfigOption = None, overri
 
     place, settings = Workspace(workspace), Config.load(config, override)
     for line in train_ranking(place.dataset, place.model, settings.ranking, settings.training):
-        console.print(line)
+        console.print(str(line), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -184,7 +184,7 @@ def train_candidates(
         place.candidate_dataset, place.candidate_model, settings.candidates, settings.candidate_training
     )
     for line in curve:
-        console.print(line)
+        console.print(str(line), highlight=False, soft_wrap=True)
 
 
 @app.command()
