@@ -52,6 +52,7 @@ test-slow: env  ## the tests that take minutes
 
 .PHONY: study
 study: env  ## compare variants of the ranker over seeds: STUDY=hidden|inputs|objective|weighting, after `make run`
+	$(BIN)/watchrank dataset --workspace $(WORKSPACE) --config $(CONFIG)
 	$(BIN)/watchrank study $(STUDY) --workspace $(WORKSPACE) $(foreach setting,$(SET),--set $(setting))
 
 $(VENV)/bench: $(VENV)/done
@@ -65,6 +66,7 @@ bench: env $(VENV)/bench  ## speed beside other libraries, and large embedding t
 
 .PHONY: bench-quality
 bench-quality: env $(VENV)/bench  ## the ranker beside LightGBM on WORKSPACE, after `make run`
+	$(BIN)/watchrank dataset --workspace $(WORKSPACE) --config $(CONFIG)
 	$(BIN)/python tests/benchmarks/ranking_quality.py $(WORKSPACE) $(SET)
 
 .PHONY: lint
