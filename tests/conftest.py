@@ -15,6 +15,10 @@ SMALL = Config.model_validate(
         "simulation": {"impressions": 24_000, "users": 300, "videos": 400, "channels": 40, "days": 8},
         "training": {"epochs": 2, "batch_size": 1_024},
         "ranking": {"hidden": "256", "quantiles": 16},
+        "candidates": {"dim": 32},
+        "candidate_training": {"epochs": 3},
+        "index": {"k": 50},
+        "gates": {"metrics": ["recall@100"]},
         "validation": {"min_rows_a_day": 10},
     }
 )
@@ -54,6 +58,27 @@ def trained(prepared: Prepared) -> Prepared:
     place, config = prepared.place, prepared.config
     train_ranking(place.dataset, place.model, config.ranking, config.training)
     return prepared
+
+
+@pytest.fixture(scope="session")
+def released(trained: Prepared) -> Path:
+    """A release of models that are trained on `prepared`."""
+    from watchrank.datasets.candidates import build_candidate_dataset
+    from watchrank.export.release import Trained, export_release
+    from watchrank.training.candidate_generation import train_candidates
+
+    place, config = trained.place, trained.config
+    build_candidate_dataset(place.events, trained.store, place.candidate_dataset, config.examples)
+    train_candidates(
+        place.candidate_dataset, place.candidate_model, config.candidates, config.candidate_training
+    )
+    models = Trained(
+        ranking=place.model,
+        dataset=place.dataset,
+        candidates=place.candidate_model,
+        candidate_dataset=place.candidate_dataset,
+    )
+    return export_release(models, trained.store, {"models": {}}, place.releases, config.index, config.export)
 
 
 @pytest.fixture(scope="session")

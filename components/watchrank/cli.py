@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 unexpected; 2 bad input or usage; 3 the data failed valida
 graph differs from the model; 5 the server did not take up the release; 6 a model does not beat its gates.
 """
 
+import asyncio
 import json
 import logging
 import sys
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from watchrank.config import Config
+from watchrank.config import Config, DeploymentSettings
 from watchrank.errors import InputError, WatchrankError
 from watchrank.workspace import Workspace
 
@@ -36,7 +37,12 @@ SetOption = Annotated[
 ]
 RepoOption = Annotated[Path, typer.Option("--feature-repo", help="folder of the Feast definitions")]
 
+ReleaseOption = Annotated[
+    int | None, typer.Option("--release", help="number of the release; the last when not given")
+]
+
 HERE = Path("work")
+ENDPOINT = "recommend"
 FEATURE_REPO = Path("feature_repo")
 TRITON_VENV = Path(".venv-triton")
 
@@ -188,58 +194,44 @@ def train_candidates(
 
 
 @app.command()
-def evaluate_candidates(workspace: WorkspaceOption = HERE) -> None:
+def evaluate_candidates(
+    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+) -> None:
     """Measure candidate generation on held-out watches; fail when it does not beat popularity and kNN."""
     from watchrank.evaluation.candidates import check_gates, evaluate_candidates
 
-    place = Workspace(workspace)
+    place, settings = Workspace(workspace), Config.load(config, override)
     with console.status("ranking the catalogue for every test user"):
         results = evaluate_candidates(
             place.candidate_model, place.candidate_dataset, place.candidate_evaluation
         )
     console.print(metrics_table(results))
-    check_gates(results)
-
-
-@app.command()
-def export_candidates(
-    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
-) -> None:
-    """Export tower and index as one ONNX graph to <workspace>/candidate_generation, and check parity."""
-    from watchrank.export.candidates import export_candidates
-
-    place, settings = Workspace(workspace), Config.load(config, override)
-    with console.status("building the index and checking parity"):
-        found = export_candidates(
-            place.candidate_model,
-            place.candidate_dataset,
-            place.candidate_generation,
-            settings.index,
-            settings.export,
-        )
-    console.print(
-        f"Graph in {place.candidate_generation}; recall against exact search {found['recall']:.4f}."
-    )
+    check_gates(results, settings.gates)
 
 
 @app.command()
 def study(
     name: Annotated[
-        str, typer.Argument(help="hidden, inputs, objective or weighting; all when not given")
+        str,
+        typer.Argument(
+            help="hidden, inputs, objective or weighting of the ranker; depth, example_age or tied of "
+            "candidate generation; all of the ranker when not given"
+        ),
     ] = "",
     seeds: Annotated[int, typer.Option(min=1, help="trainings a variant")] = 3,
     workspace: WorkspaceOption = HERE,
     override: SetOption = None,
 ) -> None:
-    """Compare variants of the ranker over seeds; write a table and a plot to <workspace>/studies."""
-    from watchrank.studies.ranking import STUDIES
+    """Compare variants of a model over seeds; write a table and a plot to <workspace>/studies."""
+    from watchrank.studies import candidates, ranking
     from watchrank.studies.runs import Runs
 
-    if name and name not in STUDIES:
-        raise InputError(f"There is no study {name!r}. There are: {', '.join(STUDIES)}.")
+    studies = ranking.STUDIES | candidates.STUDIES
+    if name and name not in studies:
+        raise InputError(f"There is no study {name!r}. There are: {', '.join(studies)}.")
     runs = Runs(Workspace(workspace), tuple(override or ()), seeds)
-    for chosen in [name] if name else STUDIES:
-        found = STUDIES[chosen](runs)
+    for chosen in [name] if name else ranking.STUDIES:
+        found = studies[chosen](runs)
         found.write(runs, chosen)
         table = Table(*found.rows[0], title=found.title)
         for row in found.rows:
@@ -250,23 +242,82 @@ def study(
 
 @app.command()
 def export(
-    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+    workspace: WorkspaceOption = HERE,
+    feature_repo: RepoOption = FEATURE_REPO,
+    config: ConfigOption = None,
+    override: SetOption = None,
 ) -> None:
-    """Export the model to ONNX, check parity, and make the next release in <workspace>/releases."""
-    from watchrank.export.release import export_release
+    """Export both models to ONNX, check parity, and make the next release in <workspace>/releases."""
+    from watchrank.export.release import Trained, export_release
+    from watchrank.feature_store import open_store
 
     place, settings = Workspace(workspace), Config.load(config, override)
-    metrics = _read_metrics(place)
+    metrics = {
+        "ranking": _read_metrics(place.evaluation, "evaluate"),
+        "candidate_generation": _read_metrics(place.candidate_evaluation, "evaluate-candidates"),
+    }
+    trained = Trained(
+        ranking=place.model,
+        dataset=place.dataset,
+        candidates=place.candidate_model,
+        candidate_dataset=place.candidate_dataset,
+    )
+    store = open_store(feature_repo, place.features, place.feature_store)
     with console.status("exporting and checking parity"):
-        release = export_release(place.model, place.dataset, metrics, place.releases, settings.export)
+        release = export_release(trained, store, metrics, place.releases, settings.index, settings.export)
     console.print(f"Release {release}.")
 
 
 @app.command()
+def refresh(
+    release: ReleaseOption = None,
+    workspace: WorkspaceOption = HERE,
+    feature_repo: RepoOption = FEATURE_REPO,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Make the next release out of an earlier one, with the videos' features of now; nothing is trained."""
+    from watchrank.export.release import refresh_release
+    from watchrank.feature_store import open_store
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    store = open_store(feature_repo, place.features, place.feature_store)
+    with console.status("renewing the features of the videos"):
+        made = refresh_release(
+            _release(place, release), place.dataset, store, place.releases, settings.export
+        )
+    console.print(f"Release {made}.")
+
+
+@app.command()
+def releases(workspace: WorkspaceOption = HERE) -> None:
+    """List the releases of <workspace>: when they were made, of which data, and which one serves."""
+    from watchrank.deployment import model_repository
+    from watchrank.releases import read_manifest, release_numbers
+
+    place = Workspace(workspace)
+    serving = model_repository.serving(place.model_repository, ENDPOINT)
+    loaded = model_repository.releases(place.model_repository)
+    table = Table("release", "created", "data until", "per-user loss", "recall@100", "state")
+    for number in release_numbers(place.releases):
+        manifest = read_manifest(place.releases / f"{number:06d}")
+        models = {name: found["models"] for name, found in manifest["metrics"].items()}
+        state = "serves" if number == serving else "loaded" if number in loaded else ""
+        table.add_row(
+            str(number),
+            manifest["created"],
+            manifest["data"]["test"]["until"],
+            f"{models['ranking']['ranker']['per_user_loss']:.4f}",
+            f"{models['candidate_generation']['tower']['recall@100']:.4f}",
+            state,
+        )
+    console.print(table)
+
+
+@app.command()
 def deploy(
-    release: Annotated[
-        int | None, typer.Option(help="number of the release; the last when not given")
-    ] = None,
+    release: ReleaseOption = None,
+    switch: Annotated[bool, typer.Option(help="serve it; else it is loaded beside what serves")] = True,
     workspace: WorkspaceOption = HERE,
     config: ConfigOption = None,
     override: SetOption = None,
@@ -276,7 +327,19 @@ def deploy(
 
     place, settings = Workspace(workspace), Config.load(config, override)
     folder = _release(place, release)
-    console.print(deploy(folder, place.model_repository, settings.deployment))
+    console.print(deploy(folder, place.model_repository, _reached(place, settings), switch=switch))
+
+
+@app.command()
+def rollback(
+    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+) -> None:
+    """Let the release before the one that serves answer again; `deploy --release` names another one."""
+    from watchrank.deployment.deploy import deploy, release_before
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    folder = _release(place, release_before(place.model_repository, ENDPOINT))
+    console.print(deploy(folder, place.model_repository, _reached(place, settings)))
 
 
 @app.command()
@@ -284,6 +347,9 @@ def recommend(
     users: Annotated[list[int], typer.Argument(help="user ids")],
     k: Annotated[int, typer.Option(help="videos a user")] = 10,
     surface: Annotated[str | None, typer.Option(help="where they will be shown")] = None,
+    exclude: Annotated[list[int] | None, typer.Option(help="a video not to answer; may be repeated")] = None,
+    diversity: Annotated[float, typer.Option(help="0 (off) to 1: how unlike each other")] = 0.0,
+    channel_limit: Annotated[int, typer.Option(help="most videos of one channel; 0: no limit")] = 0,
     workspace: WorkspaceOption = HERE,
     feature_repo: RepoOption = FEATURE_REPO,
     config: ConfigOption = None,
@@ -291,18 +357,21 @@ def recommend(
 ) -> None:
     """Ask the running Triton for users' videos, ranked by expected watch seconds."""
     from watchrank.feature_store import open_store
-    from watchrank.serving.client import TritonClient
-    from watchrank.serving.recommend import Recommender
+    from watchrank.serving.recommend import Question, ask
 
     place, settings = Workspace(workspace), Config.load(config, override)
     store = open_store(feature_repo, place.features, place.feature_store)
-    with TritonClient(settings.deployment) as client:
-        recommender = Recommender(store, client, _release(place, None))
-        for answer in recommender.recommend(users, k, surface=surface):
-            table = Table("video", "expected watch, s", title=f"user {answer.user_id}")
-            for video, seconds in zip(answer.video_ids, answer.expected_watch_seconds, strict=True):
-                table.add_row(str(video), f"{seconds:.1f}")
-            console.print(table)
+    question = Question(
+        k=k, surface=surface, excluded=exclude or [], diversity=diversity, channel_limit=channel_limit
+    )
+    for answer in asyncio.run(ask(store, settings.deployment, users, question)):
+        table = Table("video", "expected watch, s", "candidate score")
+        table.title = f"user {answer.user_id}, release {answer.release}"
+        for video, seconds, score in zip(
+            answer.video_ids, answer.expected_watch_seconds, answer.candidate_scores, strict=True
+        ):
+            table.add_row(str(video), f"{seconds:.1f}", f"{score:.2f}")
+        console.print(table)
 
 
 @app.command()
@@ -312,9 +381,10 @@ def serve(
 ) -> None:
     """Keep a local Triton up on <workspace>/model_repository until Ctrl-C."""
     from watchrank.deployment.local_server import LocalTriton, Ports
+    from watchrank.deployment.model_repository import endpoints
 
     place = Workspace(workspace)
-    models = sorted(path.parent.name for path in place.model_repository.glob("*/config.pbtxt"))
+    models = endpoints(place.model_repository)
     if not models:
         raise InputError(f"{place.model_repository} holds no model. Run `make run` first.")
     with LocalTriton(
@@ -360,14 +430,22 @@ def main() -> None:
     run(app)
 
 
-def _read_metrics(place: Workspace) -> dict[str, object]:
+def _read_metrics(folder: Path, command: str) -> dict[str, object]:
     try:
-        metrics: dict[str, object] = json.loads((place.evaluation / "metrics.json").read_text())
+        metrics: dict[str, object] = json.loads((folder / "metrics.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"Cannot read the metrics in {place.evaluation}: {error}. Run `watchrank evaluate`."
+            f"Cannot read the metrics in {folder}: {error}. Run `watchrank {command}`."
         ) from None
     return metrics
+
+
+def _reached(place: Workspace, settings: Config) -> DeploymentSettings:
+    """Return how Triton is reached: with the key of the local one when no other is given."""
+    key = place.triton / "admin_key"
+    if settings.deployment.admin_key_file or not key.exists():
+        return settings.deployment
+    return settings.deployment.model_copy(update={"admin_key_file": key})
 
 
 def _release(place: Workspace, number: int | None) -> Path:
@@ -382,5 +460,5 @@ def _release(place: Workspace, number: int | None) -> Path:
 def _how_to_query(http_url: str, grpc_url: str, workspace: Path) -> str:
     return f"""Triton is up: HTTP {http_url}, gRPC {grpc_url}. Ctrl-C stops it.
   watchrank recommend --workspace {workspace} <user id> ...      features from Feast, ranked by Triton
-  curl {http_url}/v2/models/ranking                      the model's inputs and outputs
-  curl {http_url}/v2/models/ranking/stats                how much it was asked"""
+  curl {http_url}/v2/models/recommend                    the model's inputs and outputs
+  curl {http_url}/v2/models/recommend/stats              how much it was asked"""

@@ -234,6 +234,16 @@ class IndexSettings(Settings):
     probes: int | None = Field(None, ge=1, description="lists that a search reads; 32 or more")
 
 
+class GateSettings(Settings):
+    """What candidate generation must beat before it may be released."""
+
+    baselines: tuple[Literal["popularity", "segment_popularity", "last_items_knn"], ...] = (
+        "popularity",
+        "last_items_knn",
+    )
+    metrics: tuple[str, ...] = Field(("recall@100", "map"), description="each must be above each baseline's")
+
+
 class ExportSettings(Settings):
     """The ONNX file: what the oldest supported Triton (24.10) loads, and how exact it must be."""
 
@@ -250,7 +260,10 @@ class DeploymentSettings(Settings):
     http_url: str = "127.0.0.1:8000"
     metrics_url: str = "127.0.0.1:8002"
     timeout_seconds: float = Field(30, gt=0)
-    keep_versions: int = Field(3, ge=1, description="versions that stay in the model repository")
+    keep_releases: int = Field(2, ge=1, description="releases that stay loaded; the others are unloaded")
+    admin_key_file: Path | None = Field(
+        None, description="file of the key that the server wants for loading and unloading models"
+    )
 
 
 class Config(Settings):
@@ -268,6 +281,7 @@ class Config(Settings):
     candidates: CandidateSettings = CandidateSettings()
     candidate_training: CandidateTrainingSettings = CandidateTrainingSettings()
     index: IndexSettings = IndexSettings()
+    gates: GateSettings = GateSettings()
     export: ExportSettings = ExportSettings()
     deployment: DeploymentSettings = DeploymentSettings()
 

@@ -1,7 +1,14 @@
 """Releases: immutable, numbered folders with a manifest that names every file's checksum."""
 
 import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from watchrank.errors import DeploymentError, InputError
+from watchrank.storage import atomic_path, locked
 
 MANIFEST = "manifest.json"
 
@@ -9,6 +16,53 @@ MANIFEST = "manifest.json"
 def release_numbers(releases: Path) -> list[int]:
     """Return the numbers of the releases in a folder, in order."""
     return sorted(int(path.name) for path in releases.glob("[0-9]" * 6) if (path / MANIFEST).exists())
+
+
+@contextmanager
+def next_release(releases: Path) -> Iterator[tuple[int, Path]]:
+    """Yield the next number and a folder to fill; it becomes that release when the block ends well.
+
+    Only one process at a time makes a release; another one waits.
+    """
+    with locked(releases):
+        number = max(release_numbers(releases), default=0) + 1
+        with atomic_path(releases / f"{number:06d}") as fresh:
+            fresh.mkdir()
+            yield number, fresh
+
+
+def read_manifest(release: Path) -> dict[str, Any]:
+    """Return the manifest of a release.
+
+    Raises:
+        InputError: the folder is no release.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((release / MANIFEST).read_text(encoding="utf-8"))
+        manifest["files"], manifest["release"], manifest["endpoints"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{release} is no release, its {MANIFEST} cannot be read ({error}); run `watchrank export`."
+        ) from None
+    return manifest
+
+
+def verify(release: Path) -> dict[str, Any]:
+    """Compare every file of a release with its checksum; return the manifest.
+
+    Raises:
+        InputError: the folder is no release.
+        DeploymentError: a file is missing, is another one, or is not in the manifest.
+    """
+    manifest = read_manifest(release)
+    found = {name: value for name, value in checksums(release).items() if name != MANIFEST}
+    wrong = sorted(name for name, _ in found.items() ^ manifest["files"].items())
+    if wrong:
+        raise DeploymentError(
+            f"The release {release} is damaged: {wrong[0]} is missing or not the file of its manifest; "
+            "export it again."
+        )
+    return manifest
 
 
 def checksum(path: Path) -> str:

@@ -259,7 +259,7 @@ FEATURE_ORIGIN = {
 }
 """The optional log column that a feature comes from: absent there, the feature is absent too."""
 
-# -- Tensors: what the ranking model takes and answers --------------------------------------------
+# -- Tensors: what the models take and answer ------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,3 +307,29 @@ RANKING_OUTPUTS = (
         description="expected seconds of watching, exp(logit)",
     ),
 )
+
+EXAMPLE_AGE = Tensor(
+    name="example_age",
+    dtype="float32",
+    dims=(1,),
+    description="0, or seconds to look back from the training's end",
+)
+EXCLUDED_VIDEO_IDS = Tensor(
+    name="excluded_video_ids",
+    dtype="int64",
+    dims=(CANDIDATES,),
+    description="videos that must not be answered; -1 is none",
+)
+CANDIDATE_INPUTS = (*USER_TENSORS, EXAMPLE_AGE, EXCLUDED_VIDEO_IDS)
+
+K = Tensor(name="k", dtype="int64", dims=(1,), description="how many videos to answer")
+DIVERSITY = Tensor(
+    name="diversity",
+    dtype="float32",
+    dims=(1,),
+    description="weight of being unlike the videos ranked above, 0 (off) to 1",
+)
+CHANNEL_LIMIT = Tensor(
+    name="channel_limit", dtype="int64", dims=(1,), description="most videos of one channel; 0: no limit"
+)
+RECOMMEND_INPUTS = (*REQUEST_TENSORS, *CANDIDATE_INPUTS, K, DIVERSITY, CHANNEL_LIMIT)

@@ -1,5 +1,6 @@
 """Writes that are either whole or not there: a temporary path beside the target, then one rename."""
 
+import fcntl
 import json
 import shutil
 import tempfile
@@ -26,6 +27,18 @@ def atomic_path(target: Path) -> Iterator[Path]:
         fresh.replace(target)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made when it is not there; wait while another process holds it.
+
+    The lock goes with the process, also when it is killed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_json(target: Path, value: Any) -> None:

@@ -76,11 +76,6 @@ class Workspace:
         return self.root / "candidate_evaluation"
 
     @property
-    def candidate_generation(self) -> Path:
-        """The exported candidate generation: one graph of tower and index."""
-        return self.root / "candidate_generation"
-
-    @property
     def studies(self) -> Path:
         """Tables and plots of the studies, and the runs behind them."""
         return self.root / "studies"

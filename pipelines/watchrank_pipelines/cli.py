@@ -46,6 +46,7 @@ def run(
     console.print(Markdown((reports / "recommendations.md").read_text()))
     results = json.loads((reports / "metrics.json").read_text())
     console.print(metrics_table(results))
+    console.print(metrics_table(json.loads((reports / "candidate_metrics.json").read_text())))
     if "truth" in results:
         console.print(f"Predicted / true expected watch time: {results['truth']['sum_ratio']:.4f}")
     console.print(f"Report: {reports / 'ranking.html'}")

@@ -19,6 +19,7 @@ _REPORTS = {
     "report": "ranking.html",
     "validation_report": "validation.html",
     "results": "metrics.json",
+    "candidate_results": "candidate_metrics.json",
     "recommendations": "recommendations.md",
 }
 
@@ -42,7 +43,7 @@ def run_training(
 
     Returns:
         The folder of the run's reports: `ranking.html`, `validation.html`, `metrics.json`,
-        `recommendations.md`.
+        `candidate_metrics.json`, `recommendations.md`.
 
     Raises:
         PipelineError: a task failed.
@@ -54,7 +55,6 @@ def run_training(
     with LocalTriton(venv=triton_venv, repository=place.model_repository, state=place.triton) as server:
         here = config.model_copy(update={"deployment": server.reached_by(config.deployment)})
         sections = here.model_dump(mode="json", exclude_none=True)
-        taken = training_pipeline.component_spec.inputs
         try:
             run = training_pipeline(
                 workspace=str(place.root),
@@ -62,7 +62,7 @@ def run_training(
                 source=source,
                 feature_repo=str(feature_repo.absolute()),
                 model_repository=str(place.model_repository),
-                **{name: section for name, section in sections.items() if name in taken},
+                **sections,
             )
         except RuntimeError as error:
             raise PipelineError(f"{_plain(error)} Its output stands above.") from None

@@ -6,8 +6,10 @@ from kfp import dsl
 from kfp.dsl import HTML, Dataset, Markdown
 
 from watchrank.config import Config
+from watchrank_components import candidates as candidate_components
 from watchrank_components import data as data_components
 from watchrank_components import ranking as ranking_components
+from watchrank_components import serving as serving_components
 
 _DEFAULTS = Config().model_dump(mode="json", exclude_none=True)
 
@@ -18,6 +20,7 @@ class Reports(NamedTuple):
     report: HTML
     validation_report: HTML
     results: Dataset
+    candidate_results: Dataset
     recommendations: Markdown
 
 
@@ -36,6 +39,11 @@ def training_pipeline(
     split: dict = _DEFAULTS["split"],
     ranking: dict = _DEFAULTS["ranking"],
     training: dict = _DEFAULTS["training"],
+    examples: dict = _DEFAULTS["examples"],
+    candidates: dict = _DEFAULTS["candidates"],
+    candidate_training: dict = _DEFAULTS["candidate_training"],
+    index: dict = _DEFAULTS["index"],
+    gates: dict = _DEFAULTS["gates"],
     export: dict = _DEFAULTS["export"],
     deployment: dict = _DEFAULTS["deployment"],
 ) -> Reports:
@@ -54,7 +62,12 @@ def training_pipeline(
         features: How often features are renewed.
         split: Which days train, validate and test.
         ranking: Architecture of the ranker.
-        training: The run of training.
+        training: The run of training the ranker.
+        examples: Which watches are examples of candidate generation.
+        candidates: Architecture of candidate generation.
+        candidate_training: The run of training candidate generation.
+        index: Search for candidates: how many, exact or by an inverted file.
+        gates: What candidate generation must beat to be released.
         export: ONNX opset, IR version and parity tolerance.
         deployment: Where Triton listens.
     """
@@ -84,25 +97,45 @@ def training_pipeline(
         split=split,
     ).set_display_name("Dataset")
     dataset = joined.outputs["dataset"]
-    trained = ranking_components.train_ranking(dataset=dataset, ranking=ranking, training=training)
-    trained.set_display_name("Training")
+    trained = ranking_components.train_ranking(
+        dataset=dataset, ranking=ranking, training=training
+    ).set_display_name("Training")
     evaluated = ranking_components.evaluate_ranking(
         model=trained.outputs["model"], dataset=dataset, truth=log.outputs["truth"]
     ).set_display_name("Evaluation")
-    exported = ranking_components.export_release(
-        model=trained.outputs["model"],
-        dataset=dataset,
-        results=evaluated.outputs["results"],
+    chosen = candidate_components.build_candidate_dataset(
+        events=events,
+        store=built.outputs["store"],
         workspace=workspace,
+        feature_repo=feature_repo,
+        examples=examples,
+    ).set_display_name("Candidate dataset")
+    tower = candidate_components.train_candidates(
+        dataset=chosen.outputs["dataset"], candidates=candidates, candidate_training=candidate_training
+    ).set_display_name("Candidate training")
+    measured = candidate_components.evaluate_candidates(
+        model=tower.outputs["model"], dataset=chosen.outputs["dataset"], gates=gates
+    ).set_display_name("Candidate evaluation")
+    exported = serving_components.export_release(
+        ranking_model=trained.outputs["model"],
+        dataset=dataset,
+        ranking_results=evaluated.outputs["results"],
+        candidate_model=tower.outputs["model"],
+        candidate_dataset=chosen.outputs["dataset"],
+        candidate_results=measured.outputs["results"],
+        store=built.outputs["store"],
+        workspace=workspace,
+        feature_repo=feature_repo,
+        index=index,
         export=export,
     ).set_display_name("Export and release")
-    deployed = ranking_components.deploy_release(
+    deployed = serving_components.deploy_release(
         release=exported.outputs["release"], model_repository=model_repository, deployment=deployment
     ).set_display_name("Deployment")
-    recommended = ranking_components.recommend(
+    recommended = serving_components.recommend(
         release=exported.outputs["release"],
         store=built.outputs["store"],
-        version=deployed.output,
+        deployed=deployed.output,
         workspace=workspace,
         feature_repo=feature_repo,
         deployment=deployment,
@@ -111,5 +144,6 @@ def training_pipeline(
         evaluated.outputs["report"],
         validated.outputs["report"],
         evaluated.outputs["results"],
+        measured.outputs["results"],
         recommended.outputs["recommendations"],
     )

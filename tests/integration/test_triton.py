@@ -1,15 +1,15 @@
 """The real Triton server: what it answers, what it refuses, and how a release comes and goes."""
 
-import hashlib
+import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import urllib.error
 import urllib.request
 import venv
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +26,13 @@ from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from watchrank.config import DeploymentSettings
-from watchrank.deployment.deploy import deploy
+from watchrank.deployment import model_repository as store
+from watchrank.deployment.administration import admin_headers
+from watchrank.deployment.deploy import deploy, release_before
 from watchrank.deployment.local_server import LocalTriton, Ports
-from watchrank.deployment.model_repository import publish, read_config, versions
 from watchrank.errors import DeploymentError, InputError
 from watchrank.export.triton_config import triton_config
+from watchrank.releases import checksums
 from watchrank.schema import RANKING_INPUTS, RANKING_OUTPUTS, Tensor
 from watchrank.serving.client import TritonClient, infer_inputs
 
@@ -99,31 +101,29 @@ def ranking_request(seed=0, batch=2, candidates=5):
 
 def golden(request, answer):
     return {
+        "model": "ranking",
         "inputs": {name: array.tolist() for name, array in request.items()},
         "outputs": {"expected_watch_time": answer.tolist()},
     }
 
 
-def write_release(folder, graph, config, requests):
+def write_release(folder, number, graph, config, requests):
     files = folder / "ranking"
     files.mkdir(parents=True)
     (files / "model.onnx").write_bytes(graph)
     (files / "config.pbtxt").write_text(config)
-    (files / "golden.json").write_text(json.dumps({"tolerance": 1e-4, "requests": requests}))
-    checksums = {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files.iterdir()
-    }
-    (folder / "manifest.json").write_text(json.dumps({"files": checksums}))
+    (folder / "golden.json").write_text(json.dumps({"tolerance": 1e-4, "requests": requests}))
+    manifest = {"release": number, "endpoints": ["ranking"], "files": checksums(folder)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
-def make_release(folder, factor, *, config=CONFIG, golden_factor=None, cut=None):
+def make_release(folder, number, factor, *, config=CONFIG, golden_factor=None, cut=None):
     """Write a release; `cut` truncates its graph, `golden_factor` makes its golden answers wrong."""
     graph = ranking_model(factor).SerializeToString()[:cut]
     requests = [ranking_request(seed) for seed in range(2)]
     answers = [ranking_answer(request, golden_factor or factor) for request in requests]
-    return write_release(folder, graph, config, list(map(golden, requests, answers)))
+    return write_release(folder, number, graph, config, list(map(golden, requests, answers)))
 
 
 # -- The server ------------------------------------------------------------------------------------
@@ -148,26 +148,43 @@ def client(server):
 
 
 @pytest.fixture
-def no_ranking(client, repository):
+def no_ranking(client, server, repository):
     """The server as it is before the first deployment."""
-    if versions(repository, "ranking"):
-        client.unload_model("ranking")
-        shutil.rmtree(repository / "ranking")
+    headers = admin_headers(server.settings)
+    if store.read_endpoint(repository, "ranking"):
+        client.unload_model("ranking", headers=headers)
+        store.write_endpoint(repository, "ranking", None)
+    for number in store.releases(repository):
+        for name in store.models_of(repository, number):
+            client.unload_model(name, headers=headers)
+        store.remove(repository, number)
 
 
 @pytest.fixture
 def ranking(server, repository, request, tmp_path):
     """The settings of a server on which one release, with the factor 2, is deployed."""
-    if versions(repository, "ranking") != [1]:
+    if store.releases(repository) != [1] or store.serving(repository, "ranking") != 1:
         request.getfixturevalue("no_ranking")
-        deploy(make_release(tmp_path / "first", 2), repository, server.settings)
+        deploy(make_release(tmp_path / "first", 1, 2), repository, server.settings)
     return server.settings
 
 
-def serve(client, repository, tmp_path, name, model, config):
-    onnx.save(model, tmp_path / "model.onnx")
-    publish(tmp_path / "model.onnx", config, repository, name)
-    client.load_model(name)
+def serve(client, server, repository, name, model, config):
+    folder = repository / name
+    (folder / "1").mkdir(parents=True)
+    onnx.save(model, folder / "1" / "model.onnx")
+    (folder / "config.pbtxt").write_text(config)
+    client.load_model(name, headers=admin_headers(server.settings))
+
+
+def rank(settings, *requests):
+    """Send requests to the endpoint of ranking, one after another over one connection."""
+
+    async def ask():
+        async with TritonClient(settings) as client:
+            return [await client.infer("ranking", request) for request in requests]
+
+    return asyncio.run(ask())
 
 
 def infer(client, name, arrays):
@@ -198,8 +215,7 @@ def test_grpc_and_http_answer_as_onnx_runtime_does(client, server, ranking):
 def test_the_client_sends_what_the_model_takes(ranking):
     request = ranking_request()
     unused = {"age": np.full((2, 1), 30, dtype=np.float32)}
-    with TritonClient(ranking) as client:
-        answer = client.rank(request | unused)
+    (answer,) = rank(ranking, request | unused)
     assert list(answer) == ["expected_watch_time"]
     np.testing.assert_allclose(answer["expected_watch_time"], ranking_answer(request, 2), rtol=1e-5)
 
@@ -251,29 +267,29 @@ def test_the_server_refuses_a_bad_request_and_goes_on(client, ranking, case):
 @pytest.mark.parametrize("case", BAD_REQUESTS)
 def test_the_client_says_what_is_wrong_with_a_tensor(ranking, case):
     changes, _, client_says = BAD_REQUESTS[case]
-    with TritonClient(ranking) as client, pytest.raises(InputError, match=client_says):
-        client.rank(changed(changes))
+    with pytest.raises(InputError, match=client_says):
+        rank(ranking, changed(changes))
 
 
 def test_the_client_refuses_a_tensor_that_the_schema_does_not_know(ranking):
-    with TritonClient(ranking) as client, pytest.raises(InputError, match="'mood' is no ranking input"):
-        client.rank(ranking_request() | {"mood": np.zeros((2, 1), np.int64)})
+    with pytest.raises(InputError, match="'mood' is no input"):
+        rank(ranking, ranking_request() | {"mood": np.zeros((2, 1), np.int64)})
 
 
 def test_a_batch_above_the_maximum_is_refused(ranking):
-    with TritonClient(ranking) as client, pytest.raises(InputError, match="64"):
-        client.rank(ranking_request(batch=65))
+    with pytest.raises(InputError, match="64"):
+        rank(ranking, ranking_request(batch=65))
 
 
 def test_the_client_says_when_there_is_no_server():
     nowhere = DeploymentSettings(grpc_url=f"127.0.0.1:{Ports.free().grpc}")
-    with TritonClient(nowhere) as client, pytest.raises(DeploymentError, match="cannot be reached"):
-        client.rank(ranking_request())
+    with pytest.raises(DeploymentError, match="cannot be reached"):
+        rank(nowhere, ranking_request())
 
 
 def test_the_client_says_when_there_is_no_model(server, no_ranking):
-    with TritonClient(server.settings) as client, pytest.raises(DeploymentError, match="ranking"):
-        client.rank(ranking_request())
+    with pytest.raises(DeploymentError, match="ranking"):
+        rank(server.settings, ranking_request())
 
 
 def test_the_client_follows_a_release_that_takes_another_input(ranking, repository, tmp_path):
@@ -282,17 +298,21 @@ def test_the_client_follows_a_release_that_takes_another_input(ranking, reposito
     answer = ranking_answer(request, 2) + with_age["age"]
     config = triton_config("ranking", [*INPUTS, AGE], RANKING_OUTPUTS, max_batch_size=64)
     graph = ranking_model(2, extra=AGE).SerializeToString()
-    with TritonClient(ranking) as client:
-        client.rank(with_age)
-        deploy(
-            write_release(tmp_path / "next", graph, config, [golden(with_age, answer)]), repository, ranking
-        )
-        np.testing.assert_allclose(client.rank(with_age)["expected_watch_time"], answer, rtol=1e-5)
-        with pytest.raises(InputError, match="'age' is missing"):
-            client.rank(request)
+    release = write_release(tmp_path / "next", 2, graph, config, [golden(with_age, answer)])
+
+    async def ask_across_the_switch():
+        async with TritonClient(ranking) as client:
+            await client.infer("ranking", with_age)
+            await asyncio.to_thread(deploy, release, repository, ranking)
+            found = await client.infer("ranking", with_age)
+            np.testing.assert_allclose(found["expected_watch_time"], answer, rtol=1e-5)
+            with pytest.raises(InputError, match="'age' is missing"):
+                await client.infer("ranking", request)
+
+    asyncio.run(ask_across_the_switch())
 
 
-def test_strings_go_through(client, repository, tmp_path):
+def test_strings_go_through(client, server, repository):
     model = onnx_model(
         [helper.make_node("Identity", ["text"], ["same"])],
         [helper.make_tensor_value_info("text", TensorProto.STRING, ["batch", 2])],
@@ -302,7 +322,7 @@ def test_strings_go_through(client, repository, tmp_path):
     config = triton_config("text", [], [], max_batch_size=8)
     for kind, name in (("input", "text"), ("output", "same")):
         config += f'{kind} {{ name: "{name}" data_type: TYPE_STRING dims: [ 2 ] }}\n'
-    serve(client, repository, tmp_path, "text", model, config)
+    serve(client, server, repository, "text", model, config)
     texts = np.array([["a cat", "一只猫"]], dtype=np.object_)
     answer = infer(client, "text", {"text": texts}).as_numpy("same")
     assert [[text.decode() for text in row] for row in answer] == texts.tolist()
@@ -317,7 +337,7 @@ ROWS = Tensor(name="rows", dtype="int64", dims=(1,), description="rows in the ru
 
 
 @pytest.fixture(scope="module")
-def counting(client, repository, tmp_path_factory):
+def counting(client, server, repository):
     """A model that answers with the size of the batch it ran in, and fails for a number above 9."""
     nodes = [
         helper.make_node("Gather", ["table", "number"], ["looked_up"]),
@@ -329,7 +349,7 @@ def counting(client, repository, tmp_path_factory):
     config = triton_config(
         "counting", [COUNTED], [ROWS], max_batch_size=16, max_queue_delay_microseconds=300_000
     )
-    serve(client, repository, tmp_path_factory.mktemp("counting"), "counting", model, config)
+    serve(client, server, repository, "counting", model, config)
     return "counting"
 
 
@@ -364,38 +384,86 @@ def test_a_request_that_fails_does_not_fail_those_it_ran_with(client, counting):
 # -- Releases --------------------------------------------------------------------------------------
 
 
-def successes(settings, version):
+def successes(settings, model):
     with urllib.request.urlopen(f"http://{settings.metrics_url}/metrics") as answer:
         lines = answer.read().decode().splitlines()
-    wanted = f'nv_inference_request_success{{model="ranking",version="{version}"}} '
+    wanted = f'nv_inference_request_success{{model="{model}",version="1"}} '
     return sum(float(line.removeprefix(wanted)) for line in lines if line.startswith(wanted))
 
 
-def assert_serves(client, repository, version, factor):
+def assert_serves(client, repository, number, factor):
     request = ranking_request(seed=9)
-    answer = infer(client, "ranking", request)
-    assert answer.get_response().model_version == str(version)
-    np.testing.assert_allclose(
-        answer.as_numpy("expected_watch_time"), ranking_answer(request, factor), rtol=1e-5
-    )
-    assert versions(repository, "ranking")[-1] == version
+    answer = infer(client, "ranking", request).as_numpy("expected_watch_time")
+    np.testing.assert_allclose(answer, ranking_answer(request, factor), rtol=1e-5)
+    assert store.serving(repository, "ranking") == number
 
 
 def test_a_release_is_loaded_tested_and_counted(client, server, repository, no_ranking, tmp_path):
-    before = successes(server.settings, 1)
-    deployed = deploy(make_release(tmp_path / "first", 2), repository, server.settings)
-    assert (deployed.model, deployed.version, deployed.requests) == ("ranking", 1, 2)
-    assert successes(server.settings, 1) - before == 4
+    before = successes(server.settings, "ranking_000001")
+    deployed = deploy(make_release(tmp_path / "first", 1, 2), repository, server.settings)
+    assert (deployed.release, deployed.serves, deployed.requests) == (1, True, 2)
+    assert successes(server.settings, "ranking_000001") - before >= 4
     assert_serves(client, repository, 1, 2)
 
 
-def test_only_the_newest_version_serves_and_the_last_ones_are_kept(client, ranking, repository, tmp_path):
-    settings = ranking.model_copy(update={"keep_versions": 2})
-    assert deploy(make_release(tmp_path / "second", 3), repository, settings).removed == []
-    assert deploy(make_release(tmp_path / "third", 4), repository, settings).removed == [1]
-    assert versions(repository, "ranking") == [2, 3]
+def test_the_last_releases_stay_loaded_the_others_go(client, ranking, repository, tmp_path):
+    assert deploy(make_release(tmp_path / "second", 2, 3), repository, ranking).removed == []
+    assert deploy(make_release(tmp_path / "third", 3, 4), repository, ranking).removed == [1]
+    assert store.releases(repository) == [2, 3]
     assert_serves(client, repository, 3, 4)
-    assert not client.is_model_ready("ranking", "2")
+    assert client.is_model_ready("ranking_000002")
+    assert not client.is_model_ready("ranking_000001")
+
+
+def test_rolling_back_is_deploying_the_release_before(client, ranking, repository, tmp_path):
+    deploy(make_release(tmp_path / "second", 2, 3), repository, ranking)
+    assert release_before(repository, "ranking") == 1
+    deploy(make_release(tmp_path / "again", 1, 2), repository, ranking)
+    assert_serves(client, repository, 1, 2)
+    assert store.releases(repository) == [1, 2]
+    with pytest.raises(InputError, match="holds no release before 1"):
+        release_before(repository, "ranking")
+
+
+def test_a_release_can_be_loaded_beside_the_one_that_serves(client, ranking, repository, tmp_path):
+    deployed = deploy(make_release(tmp_path / "second", 2, 3), repository, ranking, switch=False)
+    assert not deployed.serves
+    assert_serves(client, repository, 1, 2)
+    request = ranking_request()
+    beside = infer(client, "ranking_000002", request).as_numpy("expected_watch_time")
+    np.testing.assert_allclose(beside, ranking_answer(request, 3), rtol=1e-5)
+
+
+def test_two_deployments_at_once_come_one_after_the_other(client, ranking, repository, tmp_path):
+    releases = [make_release(tmp_path / str(number), number, number + 1) for number in (2, 3)]
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda release: deploy(release, repository, ranking), releases))
+    assert {deployed.release for deployed in done} == {2, 3}
+    number = store.serving(repository, "ranking")
+    assert_serves(client, repository, number, number + 1)
+
+
+@pytest.mark.parametrize("way", ["grpc", "http"])
+def test_callers_cannot_load_or_unload_models(client, server, ranking, way):
+    if way == "grpc":
+        with pytest.raises(InferenceServerException, match="restricted"):
+            client.unload_model("ranking")
+    else:
+        url = f"http://{server.settings.http_url}/v2/repository/models/ranking/unload"
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(urllib.request.Request(url, data=b"{}", method="POST"))
+    assert client.is_model_ready("ranking")
+
+
+def test_the_key_of_the_administration_is_for_its_owner_only(server):
+    assert server.settings.admin_key_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_the_key_nothing_is_deployed(client, ranking, repository, tmp_path):
+    settings = ranking.model_copy(update={"admin_key_file": None})
+    with pytest.raises(DeploymentError, match=r"taken back: .*restricted.*did not follow"):
+        deploy(make_release(tmp_path / "second", 2, 3), repository, settings)
+    assert_serves(client, repository, 1, 2)
 
 
 def damaged(folder):
@@ -406,21 +474,24 @@ def damaged(folder):
 
 WRONG_DIMS = CONFIG.replace("dims: [ 50 ]", "dims: [ 49 ]")
 BROKEN_RELEASES = {
-    "truncated graph": (lambda folder: make_release(folder, 3, cut=200), "taken back.*version 1 serves on"),
+    "truncated graph": (
+        lambda folder: make_release(folder, 2, 3, cut=200),
+        "taken back.*release 1 serves on",
+    ),
     "wrong golden answers": (
-        lambda folder: make_release(folder, 3, golden_factor=4),
-        "expected_watch_time over gRPC is .* where the golden answer is .*version 1 serves on",
+        lambda folder: make_release(folder, 2, 3, golden_factor=4),
+        "expected_watch_time over gRPC is .* where the golden answer is .*release 1 serves on",
     ),
     "configuration unlike the graph": (
-        lambda folder: make_release(folder, 3, config=WRONG_DIMS),
-        r"watched_seconds.*\[-1, 49\].*\[-1, 50\].*version 1 serves on",
+        lambda folder: make_release(folder, 2, 3, config=WRONG_DIMS),
+        r"watched_seconds.*\[-1, 49\].*\[-1, 50\].*release 1 serves on",
     ),
     "configuration that does not parse": (
-        lambda folder: make_release(folder, 3, config="max_batch_size: many"),
-        "taken back.*version 1 serves on",
+        lambda folder: make_release(folder, 2, 3, config="max_batch_size: many"),
+        "taken back.*is no configuration of Triton.*release 1 serves on",
     ),
-    "wrong checksum": (lambda folder: damaged(make_release(folder, 3)), "ranking/model.onnx"),
-    "no golden request": (lambda folder: write_release(folder, b"", CONFIG, []), "no golden request"),
+    "wrong checksum": (lambda folder: damaged(make_release(folder, 2, 3)), "ranking/model.onnx"),
+    "no golden request": (lambda folder: write_release(folder, 2, b"", CONFIG, []), "no golden request"),
 }
 
 
@@ -430,14 +501,15 @@ def test_a_broken_release_changes_nothing(client, ranking, repository, tmp_path,
         deploy(make(tmp_path / "broken"), repository, ranking)
     assert "\n" not in str(failure.value)
     assert_serves(client, repository, 1, 2)
-    assert read_config(repository, "ranking") == CONFIG
-    assert sorted(path.name for path in (repository / "ranking").iterdir()) == ["1", "config.pbtxt"]
+    assert store.releases(repository) == [1]
+    assert not client.is_model_ready("ranking_000002")
 
 
 def test_a_broken_first_release_leaves_no_model(client, server, repository, no_ranking, tmp_path):
     with pytest.raises(DeploymentError, match="nothing served before"):
-        deploy(make_release(tmp_path / "broken", 2, golden_factor=3), repository, server.settings)
-    assert not (repository / "ranking").exists()
+        deploy(make_release(tmp_path / "broken", 1, 2, golden_factor=3), repository, server.settings)
+    assert store.read_endpoint(repository, "ranking") is None
+    assert store.releases(repository) == []
     assert not client.is_model_ready("ranking")
 
 
@@ -461,23 +533,23 @@ def empty_page():
 
 def test_metrics_that_do_not_count_take_the_release_back(client, ranking, repository, empty_page, tmp_path):
     settings = ranking.model_copy(update={"metrics_url": empty_page, "timeout_seconds": 1})
-    with pytest.raises(DeploymentError, match=r"metrics do not count.*version 1 serves on"):
-        deploy(make_release(tmp_path / "second", 3), repository, settings)
+    with pytest.raises(DeploymentError, match=r"metrics do not count.*release 1 serves on"):
+        deploy(make_release(tmp_path / "second", 2, 3), repository, settings)
     assert_serves(client, repository, 1, 2)
 
 
 def test_metrics_that_are_not_there_take_the_release_back(client, ranking, repository, tmp_path):
     settings = ranking.model_copy(update={"metrics_url": f"127.0.0.1:{Ports.free().metrics}"})
-    with pytest.raises(DeploymentError, match=r"refused.*version 1 serves on"):
-        deploy(make_release(tmp_path / "second", 3), repository, settings)
+    with pytest.raises(DeploymentError, match=r"refused.*release 1 serves on"):
+        deploy(make_release(tmp_path / "second", 2, 3), repository, settings)
     assert_serves(client, repository, 1, 2)
 
 
 def test_without_a_server_nothing_is_published(repository, no_ranking, tmp_path):
     nowhere = DeploymentSettings(grpc_url=f"127.0.0.1:{Ports.free().grpc}")
     with pytest.raises(DeploymentError, match="No Triton can be reached"):
-        deploy(make_release(tmp_path / "release", 2), repository, nowhere)
-    assert versions(repository, "ranking") == []
+        deploy(make_release(tmp_path / "release", 1, 2), repository, nowhere)
+    assert store.releases(repository) == []
 
 
 def test_a_folder_that_is_no_release_is_bad_input(repository, tmp_path):
@@ -485,7 +557,7 @@ def test_a_folder_that_is_no_release_is_bad_input(repository, tmp_path):
         deploy(tmp_path, repository, DeploymentSettings())
 
 
-def test_an_answer_during_the_switch_is_of_one_of_the_two_versions(ranking, repository, tmp_path):
+def test_an_answer_during_the_switch_is_of_one_of_the_two_releases(ranking, repository, tmp_path):
     request, answers, done = ranking_request(), [], threading.Event()
 
     def ask():
@@ -496,8 +568,8 @@ def test_an_answer_during_the_switch_is_of_one_of_the_two_versions(ranking, repo
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(ask)
         try:
-            for number, factor in enumerate((3, 2, 3)):
-                deploy(make_release(tmp_path / str(number), factor), repository, ranking)
+            for number, factor in ((2, 3), (3, 2), (4, 3)):
+                deploy(make_release(tmp_path / str(number), number, factor), repository, ranking)
         finally:
             done.set()
         asking.result()
@@ -557,9 +629,10 @@ def test_a_server_that_is_stopped_from_outside_is_reported_with_its_log(triton_v
 
 
 def test_a_model_that_does_not_load_at_the_start_is_reported_with_the_log(triton_venv, tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"no graph")
     repository = tmp_path / "repository"
-    publish(tmp_path / "model.onnx", CONFIG, repository, "ranking")
+    (repository / "ranking" / "1").mkdir(parents=True)
+    (repository / "ranking" / "1" / "model.onnx").write_bytes(b"no graph")
+    (repository / "ranking" / "config.pbtxt").write_text(CONFIG)
     server = LocalTriton(
         venv=triton_venv, repository=repository, state=tmp_path / "state", models=["ranking"]
     )

@@ -6,20 +6,19 @@ import yaml
 from kfp import compiler
 
 from watchrank.config import Config
-from watchrank_components import data, ranking
+from watchrank_components import candidates, data, ranking, serving
 from watchrank_pipelines.local import run_training
 from watchrank_pipelines.training import training_pipeline
 
 COMPONENTS = [
     member
-    for module in (data, ranking)
+    for module in (data, candidates, ranking, serving)
     for member in vars(module).values()
     if hasattr(member, "python_func") and member.python_func.__module__ == module.__name__
 ]
 
 
-SECTIONS = set(Config.model_fields) - {"examples", "candidates", "candidate_training", "index"}
-"""The settings of candidate generation are not the pipeline's yet."""
+SECTIONS = set(Config.model_fields)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def test_the_settings_of_the_pipeline_are_those_of_the_configuration(spec):
 
 def test_every_task_has_a_name_for_the_ui_and_runs_in_the_image(spec):
     tasks = spec["root"]["dag"]["tasks"]
-    assert len(tasks) == len(COMPONENTS) == 10
+    assert len(tasks) == len(COMPONENTS) == 13
     assert all(task["taskInfo"]["name"][0].isupper() for task in tasks.values())
     executors = spec["deploymentSpec"]["executors"].values()
     assert all("pip install" not in " ".join(e["container"]["command"]) for e in executors)
@@ -61,7 +60,7 @@ def test_compilation_is_deterministic(spec, tmp_path):
 def test_a_component_is_its_imports_and_one_call(component):
     source = inspect.getsource(component.python_func)
     body = source.split('"""')[2].strip().splitlines()
-    assert len(body) < 25
+    assert len(body) < 30
 
 
 def test_logs_become_answers_of_triton(prepared, triton_venv, repository, tmp_path):
@@ -76,6 +75,8 @@ def test_logs_become_answers_of_triton(prepared, triton_venv, repository, tmp_pa
     results = json.loads((reports / "metrics.json").read_text())
     assert set(results["models"]) == {"ranker", "video mean", "global mean"}
     assert 0.5 < results["truth"]["sum_ratio"] < 2
+    towers = json.loads((reports / "candidate_metrics.json").read_text())["models"]
+    assert towers["tower"]["recall@100"] > towers["popularity"]["recall@100"]
     rows = (reports / "recommendations.md").read_text().splitlines()[2:]
     assert len(rows) == 15
     by_user: dict[str, list[float]] = {}

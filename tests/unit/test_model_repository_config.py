@@ -1,15 +1,23 @@
-from watchrank.export.release import ranking_config
-from watchrank.schema import RANKING_INPUTS
+import pytest
+import torch
+
+from watchrank.config import Config
+from watchrank.export.release import triton_configs
+from watchrank.models.candidate_generation import feature_names
+from watchrank.models.inputs import InputLayer, id_features
 
 
-def test_the_reviewed_configuration_is_the_generated_one(repository):
-    reviewed = (repository / "model_repository" / "ranking" / "config.pbtxt").read_text(encoding="utf-8")
-    import torch
-
-    from watchrank.config import RankingSettings
-    from watchrank.models.inputs import InputLayer, id_features
-
-    absent = frozenset(RankingSettings().exclude)
+@pytest.fixture(scope="module")
+def generated():
+    """The configurations of a release whose log has every column."""
+    config = Config()
+    absent = frozenset(config.ranking.exclude)
     keys = {domain: torch.arange(3) for domain in id_features(absent)}
-    names = InputLayer(RankingSettings(), absent, keys).input_names
-    assert reviewed == ranking_config([spec for spec in RANKING_INPUTS if spec.name in names])
+    of_ranking = InputLayer(config.ranking, absent, keys).input_names
+    return triton_configs(feature_names(frozenset()), of_ranking, absent=(), size=config.index.k)
+
+
+def test_the_reviewed_configurations_are_the_generated_ones(repository, generated):
+    folder = repository / "model_repository"
+    reviewed = {path.parent.name: path.read_text(encoding="utf-8") for path in folder.glob("*/config.pbtxt")}
+    assert reviewed == generated

@@ -1,15 +1,16 @@
-"""Deploying a release: verify, publish, load, smoke-test; take back when anything fails.
+"""Deploying a release: verify, load beside what serves, smoke-test, switch; rolling back is the same.
 
-What served before answers until the new version is ready, and again once that is taken back.
+Until the switch callers see nothing of it. Whenever it stops, killed or not, every endpoint points to one
+whole release that was tested.
 """
 
 import json
 import re
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,90 +20,138 @@ import tritonclient.http as http
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from watchrank.config import DeploymentSettings
-from watchrank.deployment import model_repository
+from watchrank.deployment import model_repository as store
+from watchrank.deployment.administration import admin_headers
 from watchrank.errors import DeploymentError, InputError
-from watchrank.releases import MANIFEST, checksum
+from watchrank.releases import verify
 from watchrank.serving.client import infer_inputs
+from watchrank.storage import locked
 
-MODEL = "ranking"
-_FILES = tuple(f"{MODEL}/{name}" for name in ("model.onnx", "config.pbtxt", "golden.json"))
 _SMALLEST = 1e-3
 """Below this many seconds differences count as absolute."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployed:
-    """A version that serves: `requests` golden ones were answered rightly, `removed` versions are gone."""
+    """A release that is loaded: `requests` golden ones were answered rightly, `removed` releases are gone."""
 
-    model: str
-    version: int
+    release: int
+    serves: bool
     requests: int
-    removed: list[int]
+    removed: list[int] = field(default_factory=list)
 
 
-def deploy(release: Path, repository: Path, settings: DeploymentSettings) -> Deployed:
-    """Make the release's ranking model the one that Triton serves.
+def deploy(release: Path, repository: Path, settings: DeploymentSettings, *, switch: bool = True) -> Deployed:
+    """Make a release the one that Triton's endpoints answer with; an earlier one, too: that is a rollback.
 
-    A version takes requests from the moment it is loaded: while its golden requests run it answers
-    everyone, and one that fails them has answered for so long.
+    A second deployment that starts meanwhile waits for this one.
 
     Args:
-        release: folder with manifest.json ({"files": {path: sha256}}) and, under ranking/, model.onnx,
-            config.pbtxt and golden.json ({"tolerance", "requests": [{"inputs", "outputs"}]}, nested lists).
+        release: folder with manifest.json ({"release", "endpoints", "files": {path: sha256}}), golden.json
+            ({"tolerance", "requests": [{"model", "inputs", "outputs"}]}, nested lists), one folder a model.
         repository: the model repository that the server reads.
-        settings: where the server listens, and how many versions to keep.
+        settings: where the server listens, and how many releases to keep.
+        switch: False only loads and tests the release; callers reach it under its numbered names.
 
     Raises:
         InputError: `release` is no release.
         DeploymentError: the release is damaged, the server cannot be reached, or it does not load the
-            version or answers wrongly; the version is taken back and the one of before serves on.
+            release or answers wrongly; the release is taken back and the one of before serves on.
     """
-    _verify(release)
-    golden = _read_golden(release / _FILES[2])
-    with grpc.InferenceServerClient(settings.grpc_url) as client:
-        server = _Server(client=client, settings=settings)
-        server.check_reachable()
-        with _published(release, repository, server) as version:
-            server.load(version)
-            requests = _smoke_test(server, version, golden)
-    removed = model_repository.prune(repository, MODEL, settings.keep_versions)
-    return Deployed(model=MODEL, version=version, requests=requests, removed=removed)
+    manifest = verify(release)
+    golden = _read_golden(release / "golden.json")
+    number, endpoints = manifest["release"], manifest["endpoints"]
+    with locked(repository), _connected(settings) as server:
+        before = {endpoint: store.serving(repository, endpoint) for endpoint in endpoints}
+        with _taken_back(server, repository, number, before):
+            store.publish(release, number, repository)
+            for endpoint in endpoints:
+                server.load(store.name_of(endpoint, number))
+            _smoke_test(server, number, golden)
+            if switch:
+                for endpoint in endpoints:
+                    store.point(endpoint, number, repository)
+                    server.load(endpoint)
+                _ask(server, golden, {endpoint: endpoint for endpoint in endpoints})
+        removed = _retire(server, repository, endpoints, settings.keep_releases)
+    return Deployed(release=number, serves=switch, requests=len(golden["requests"]), removed=removed)
+
+
+def release_before(repository: Path, endpoint: str) -> int:
+    """Return the number of the release before the one that serves, to roll back to.
+
+    Raises:
+        InputError: nothing serves, or nothing older is in the repository.
+    """
+    current = store.serving(repository, endpoint)
+    older = [number for number in store.releases(repository) if current and number < current]
+    if not older:
+        raise InputError(
+            f"{repository} holds no release before {current or 'the first'}; give the number of a release."
+        )
+    return older[-1]
 
 
 @contextmanager
-def _published(release: Path, repository: Path, server: "_Server") -> Iterator[int]:
-    """Publish the release's model; take it back when the block fails."""
-    before = model_repository.read_config(repository, MODEL)
-    config = (release / _FILES[1]).read_text(encoding="utf-8")
-    version = model_repository.publish(release / _FILES[0], config, repository, MODEL)
+def _connected(settings: DeploymentSettings) -> "Iterator[_Server]":
+    with grpc.InferenceServerClient(settings.grpc_url) as client:
+        server = _Server(client=client, settings=settings)
+        server.check_reachable()
+        yield server
+
+
+@contextmanager
+def _taken_back(
+    server: "_Server", repository: Path, number: int, before: Mapping[str, int | None]
+) -> Iterator[None]:
+    """When the block fails, let the endpoints answer as before and remove what was loaded for the release."""
+    configs = {endpoint: store.read_endpoint(repository, endpoint) for endpoint in before}
     try:
-        yield version
-    except BaseException as error:
-        model_repository.withdraw(repository, MODEL, version, before)
-        outcome = server.return_to(model_repository.versions(repository, MODEL))
-        if isinstance(error, DeploymentError | InferenceServerException | OSError):
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise DeploymentError(
-                f"{MODEL} version {version} was taken back: {reason}; {outcome}."
-            ) from error
+        yield
+    except (DeploymentError, InferenceServerException, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        outcome = _return(server, repository, number, configs, before)
+        raise DeploymentError(f"Release {number} was taken back: {reason}; {outcome}.") from error
+    except BaseException:
+        _return(server, repository, number, configs, before)
         raise
 
 
-def _verify(release: Path) -> None:
-    """Compare every file with its checksum in the manifest."""
+def _return(
+    server: "_Server",
+    repository: Path,
+    number: int,
+    configs: Mapping[str, str | None],
+    before: Mapping[str, int | None],
+) -> str:
+    """Put the endpoints back; return in words what serves now."""
     try:
-        files = json.loads((release / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{release} is no release, its {MANIFEST} cannot be read ({error}); run `watchrank export`."
-        ) from None
-    for relative in (*_FILES, *files):
-        path = release / relative
-        if relative not in files or not path.is_file() or checksum(path) != files[relative]:
-            raise DeploymentError(
-                f"The release {release} is damaged: {relative} is missing or not the file of its manifest; "
-                "export it again."
-            )
+        for endpoint, config in configs.items():
+            if store.read_endpoint(repository, endpoint) != config:
+                store.write_endpoint(repository, endpoint, config)
+                server.unload(endpoint) if config is None else server.load(endpoint)
+        if number not in before.values():
+            _drop(server, repository, number)
+    except (DeploymentError, InferenceServerException) as error:
+        return f"what serves is uncertain, as the server did not follow ({error})"
+    served = sorted({release for release in before.values() if release is not None})
+    return f"release {served[-1]} serves on" if served else "nothing served before"
+
+
+def _retire(server: "_Server", repository: Path, endpoints: list[str], keep: int) -> list[int]:
+    """Unload and remove all but those that serve and the newest others, `keep` in all; return the removed."""
+    serving = {store.serving(repository, endpoint) for endpoint in endpoints}
+    others = [number for number in store.releases(repository) if number not in serving]
+    removed = others[: max(len(others) - (keep - len(serving - {None})), 0)]
+    for number in removed:
+        _drop(server, repository, number)
+    return removed
+
+
+def _drop(server: "_Server", repository: Path, number: int) -> None:
+    for name in reversed(store.models_of(repository, number)):
+        server.unload(name)
+    store.remove(repository, number)
 
 
 def _read_golden(path: Path) -> dict[str, Any]:
@@ -127,41 +176,35 @@ class _Server:
                 f"No Triton can be reached at {self.settings.grpc_url}; start it with `make serve`."
             ) from None
 
-    def load(self, version: int) -> None:
-        """Load the model and wait for this very version: the server's own readiness says nothing about it."""
-        self.client.load_model(MODEL, client_timeout=self.settings.timeout_seconds)
-        self._wait_for(lambda: self._is_ready(version), "it is not ready")
+    def load(self, model: str) -> None:
+        """Load a model, with those it is made of, and wait for it."""
+        seconds = self.settings.timeout_seconds
+        self.client.load_model(model, headers=admin_headers(self.settings), client_timeout=seconds)
+        self._wait_for(lambda: self._is_ready(model), f"{model} is not ready")
 
-    def return_to(self, versions: list[int]) -> str:
-        """Make the server serve the newest of `versions`, or nothing; return in words what serves now."""
-        try:
-            if not versions:
-                self.client.unload_model(MODEL, client_timeout=self.settings.timeout_seconds)
-                return "nothing served before"
-            self.load(versions[-1])
-            return f"version {versions[-1]} serves on"
-        except (DeploymentError, InferenceServerException) as error:
-            return f"and the server did not return to what served before ({error})"
+    def unload(self, model: str) -> None:
+        """Unload a model; one that is not loaded stays so."""
+        seconds = self.settings.timeout_seconds
+        self.client.unload_model(model, headers=admin_headers(self.settings), client_timeout=seconds)
 
-    def wait_for_count(self, version: int, count: float) -> None:
-        """Wait until the metrics endpoint counts that many successful requests to the version."""
+    def wait_for_count(self, model: str, count: float) -> None:
+        """Wait until the metrics endpoint counts that many successful requests to the model."""
         self._wait_for(
-            lambda: self.count(version) >= count, f"the metrics do not count its {count:g} golden requests"
+            lambda: self.count(model) >= count,
+            f"the metrics do not count the {count:g} golden requests of {model}",
         )
 
-    def count(self, version: int) -> float:
-        """Return how many requests to the version have succeeded, as the metrics endpoint says."""
+    def count(self, model: str) -> float:
+        """Return how many requests to the model have succeeded, as the metrics endpoint says."""
         url = f"http://{self.settings.metrics_url}/metrics"
         with urllib.request.urlopen(url, timeout=self.settings.timeout_seconds) as answer:
             text = answer.read().decode()
-        line = rf'^nv_inference_request_success{{model="{MODEL}",version="{version}"}} (\S+)$'
+        line = rf'^nv_inference_request_success{{model="{model}",version="{store.VERSION}"}} (\S+)$'
         found = re.search(line, text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
-    def _is_ready(self, version: int) -> bool:
-        return bool(
-            self.client.is_model_ready(MODEL, str(version), client_timeout=self.settings.timeout_seconds)
-        )
+    def _is_ready(self, model: str) -> bool:
+        return bool(self.client.is_model_ready(model, client_timeout=self.settings.timeout_seconds))
 
     def _wait_for(self, condition: Callable[[], bool], fault: str) -> None:
         deadline = time.monotonic() + self.settings.timeout_seconds
@@ -171,26 +214,35 @@ class _Server:
             time.sleep(0.02)
 
 
-def _smoke_test(server: _Server, version: int, golden: dict[str, Any]) -> int:
-    """Send the golden requests over gRPC and HTTP, see that the metrics count them; return their number."""
+def _smoke_test(server: _Server, number: int, golden: dict[str, Any]) -> None:
+    """Send a release by its number the golden requests; see that the metrics count them."""
+    names = {request["model"]: store.name_of(request["model"], number) for request in golden["requests"]}
+    counted = {model: server.count(name) for model, name in names.items()}
+    _ask(server, golden, names)
+    for model, name in names.items():
+        requests = sum(request["model"] == model for request in golden["requests"])
+        server.wait_for_count(name, counted[model] + 2 * requests)
+
+
+def _ask(server: _Server, golden: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Send the golden requests to the models of these names, over gRPC and HTTP, and compare the answers."""
     seconds = server.settings.timeout_seconds
-    counted = server.count(version)
-    metadata = server.client.get_model_metadata(MODEL, str(version), client_timeout=seconds)
-    dtypes = {tensor.name: triton_to_np_dtype(tensor.datatype) for tensor in metadata.inputs}
     with http.InferenceServerClient(
         server.settings.http_url, connection_timeout=seconds, network_timeout=seconds
     ) as web:
         for request in golden["requests"]:
-            arrays = {name: np.array(values, dtypes[name]) for name, values in request["inputs"].items()}
+            name = names[request["model"]]
+            metadata = server.client.get_model_metadata(name, client_timeout=seconds)
+            dtypes = {tensor.name: triton_to_np_dtype(tensor.datatype) for tensor in metadata.inputs}
+            arrays = {key: np.array(values, dtypes[key]) for key, values in request["inputs"].items()}
             over_grpc = server.client.infer(
-                MODEL, infer_inputs(grpc.InferInput, arrays), str(version), client_timeout=seconds
+                name, infer_inputs(grpc.InferInput, arrays), client_timeout=seconds
             )
-            over_http = web.infer(MODEL, infer_inputs(http.InferInput, arrays), str(version))
-            for name, expected in request["outputs"].items():
-                _compare(f"{name} over gRPC", over_grpc.as_numpy(name), expected, golden["tolerance"])
-                _compare(f"{name} over HTTP", over_http.as_numpy(name), expected, golden["tolerance"])
-    server.wait_for_count(version, counted + 2 * len(golden["requests"]))
-    return len(golden["requests"])
+            over_http = web.infer(name, infer_inputs(http.InferInput, arrays))
+            for output, expected in request["outputs"].items():
+                for way, answer in (("gRPC", over_grpc), ("HTTP", over_http)):
+                    what = f"{name}'s {output} over {way}"
+                    _compare(what, answer.as_numpy(output), expected, golden["tolerance"])
 
 
 def _compare(what: str, answer: np.ndarray | None, expected: list[Any], tolerance: float) -> None:
@@ -198,7 +250,9 @@ def _compare(what: str, answer: np.ndarray | None, expected: list[Any], toleranc
     want = np.array(expected)
     if answer is None or answer.shape != want.shape:
         raise DeploymentError(f"{what} has shape {getattr(answer, 'shape', None)} instead of {want.shape}")
-    difference = np.abs(answer - want) / np.maximum(np.abs(want), _SMALLEST)
-    if not (difference <= tolerance).all():
-        worst = np.unravel_index(np.argmax(np.nan_to_num(difference, nan=np.inf)), want.shape)
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(answer - want) / np.maximum(np.abs(want), _SMALLEST)
+        right = (difference <= tolerance) | (answer == want)
+    if not right.all():
+        worst = np.unravel_index(np.argmax(np.nan_to_num(difference, nan=np.inf) * ~right), want.shape)
         raise DeploymentError(f"{what} is {answer[worst]:g} where the golden answer is {want[worst]:g}")

@@ -23,7 +23,8 @@ from tritonclient.utils import InferenceServerException
 
 from watchrank.config import DeploymentSettings
 from watchrank.deployment import self_check
-from watchrank.deployment.model_repository import versions
+from watchrank.deployment.administration import admin_headers, restricted_options, write_key
+from watchrank.deployment.model_repository import CONFIG
 from watchrank.deployment.server_environment import ServerEnvironment, assemble_backends, read_environment
 from watchrank.errors import DeploymentError
 
@@ -119,9 +120,9 @@ class LocalTriton:
         return self.reached_by(DeploymentSettings())
 
     def reached_by(self, settings: DeploymentSettings) -> DeploymentSettings:
-        """Return `settings` with the addresses of this server."""
+        """Return `settings` with the addresses and the admin key of this server."""
         addresses = {f"{name}_url": f"{_HOST}:{port}" for name, port in asdict(self.ports).items()}
-        return settings.model_copy(update=addresses)
+        return settings.model_copy(update={**addresses, "admin_key_file": self._state / "admin_key"})
 
     @property
     def pid(self) -> int:
@@ -151,6 +152,7 @@ class LocalTriton:
         self._repository.mkdir(parents=True, exist_ok=True)
         try:
             self_check.write(self._self_check)
+            write_key(self._state / "admin_key")
             self._launch(environment)
             self._wait_until_ready()
             self._check_numbers()
@@ -190,7 +192,7 @@ class LocalTriton:
 
     def _check_models(self) -> None:
         for model in self._models:
-            if not versions(self._repository, model):
+            if not (self._repository / model / CONFIG).is_file():
                 raise DeploymentError(
                     f"The model repository {self._repository} has no model {model!r}; deploy a release first."
                 )
@@ -218,6 +220,7 @@ class LocalTriton:
             "--strict-readiness=false",
             f"--backend-config=python,shm-region-prefix-name={self._shared_memory}",
             f"--exit-timeout-secs={_STOP_SECONDS // 2}",
+            *restricted_options(self._state / "admin_key"),
             *(f"--{protocol}-address={_HOST}" for protocol in ("grpc", "http", "metrics")),
             f"--grpc-port={self.ports.grpc}",
             f"--http-port={self.ports.http}",
@@ -236,7 +239,8 @@ class LocalTriton:
     def _check_numbers(self) -> None:
         try:
             with triton.InferenceServerClient(self.settings.grpc_url) as client:
-                right = self_check.computes_rightly(client, self._timeout_seconds)
+                headers = admin_headers(self.settings)
+                right = self_check.computes_rightly(client, self._timeout_seconds, headers)
         except InferenceServerException as error:
             raise self._failure(f"The local Triton failed its self-check ({error.message()})") from None
         if not right:

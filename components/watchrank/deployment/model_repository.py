@@ -1,74 +1,149 @@
-"""A Triton model repository on disk: `<model>/config.pbtxt` and `<model>/<version>/model.onnx`.
+"""A Triton model repository on disk that holds several releases side by side.
 
-Versions count up from 1. Each appears by one rename, so a server never sees half of one.
+    ranking_000007/config.pbtxt    a model of release 7, under a name of its own
+    ranking_000007/1/model.onnx
+    ranking/config.pbtxt           an endpoint: an ensemble that points to one release
+
+A release's models stand alone, so that two releases with other inputs serve next to each other. Callers ask
+the endpoints; to switch is to replace their configurations. Each folder and file appears by one rename.
 """
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from watchrank.errors import DeploymentError
+from watchrank.export.triton_config import read_config
+from watchrank.releases import checksum
 from watchrank.storage import atomic_path
 
 CONFIG = "config.pbtxt"
 GRAPH = "model.onnx"
+VERSION = "1"
+
+_NUMBERED = re.compile(r"(?P<model>.+)_(?P<release>\d{6})")
 
 
-def versions(repository: Path, model: str) -> list[int]:
-    """Return the versions of `model` that are there, oldest first."""
-    folder = repository / model
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
+def name_of(model: str, release: int) -> str:
+    """Return the name under which a model of a release is loaded."""
+    return f"{model}_{release:06d}"
 
 
-def read_config(repository: Path, model: str) -> str | None:
-    """Return the model's `config.pbtxt`, or None when there is none."""
-    path = repository / model / CONFIG
+def models_of(repository: Path, release: int) -> list[str]:
+    """Return the names of the models of a release that are there."""
+    return sorted(path.name for path in repository.glob(f"*_{release:06d}") if (path / CONFIG).is_file())
+
+
+def releases(repository: Path) -> list[int]:
+    """Return the numbers of the releases of which something is there, in order."""
+    found = (_NUMBERED.fullmatch(path.parent.name) for path in repository.glob(f"*/{CONFIG}"))
+    return sorted({int(match["release"]) for match in found if match})
+
+
+def serving(repository: Path, endpoint: str) -> int | None:
+    """Return the release that an endpoint points to, or None when there is none."""
+    text = read_endpoint(repository, endpoint)
+    if text is None:
+        return None
+    match = _NUMBERED.fullmatch(read_config(text).ensemble_scheduling.step[0].model_name)
+    assert match, f"{repository / endpoint / CONFIG} points to no release"
+    return int(match["release"])
+
+
+def endpoints(repository: Path) -> list[str]:
+    """Return the names of the endpoints."""
+    names = (path.parent.name for path in repository.glob(f"*/{CONFIG}"))
+    return sorted(name for name in names if not _NUMBERED.fullmatch(name))
+
+
+def publish(folder: Path, release: int, repository: Path) -> None:
+    """Write the models of a release under its number; no server takes them up before it is told to.
+
+    Args:
+        folder: of the release: one folder a model, with `config.pbtxt` and, but for ensembles, `model.onnx`.
+        release: its number.
+        repository: the model repository.
+
+    Raises:
+        DeploymentError: a configuration cannot be read, or another release of this number is there.
+        OSError: a file cannot be read or the repository cannot be written.
+    """
+    configs = {path.parent.name: _read(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
+    for model in sorted(configs, key=lambda model: configs[model].platform == "ensemble"):
+        config, name = configs[model], name_of(model, release)
+        config.name = name
+        for step in config.ensemble_scheduling.step:
+            step.model_name = name_of(step.model_name, release)
+        target, graph = repository / name, folder / model / GRAPH
+        if target.is_dir():
+            _check_same(target, config, graph)
+            continue
+        with atomic_path(target) as fresh:
+            (fresh / VERSION).mkdir(parents=True)
+            (fresh / CONFIG).write_text(text_format.MessageToString(config), encoding="utf-8")
+            if graph.is_file():
+                shutil.copyfile(graph, fresh / VERSION / GRAPH)
+
+
+def point(endpoint: str, release: int, repository: Path) -> None:
+    """Let an endpoint point to a release that is published."""
+    target = _read(repository / name_of(endpoint, release) / CONFIG)
+    write_endpoint(repository, endpoint, text_format.MessageToString(_endpoint(endpoint, target)))
+
+
+def read_endpoint(repository: Path, endpoint: str) -> str | None:
+    """Return the configuration of an endpoint, or None when there is none."""
+    path = repository / endpoint / CONFIG
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
-def publish(model_onnx: Path, config_pbtxt: str, repository: Path, model: str) -> int:
-    """Write the next version of `model` and its configuration; return its number.
-
-    No server takes it up before it is told to load the model (explicit model control).
-
-    Raises:
-        OSError: the file cannot be read or the repository cannot be written.
-    """
-    version = max(versions(repository, model), default=0) + 1
-    with atomic_path(repository / model / str(version)) as folder:
-        folder.mkdir()
-        shutil.copyfile(model_onnx, folder / GRAPH)
-        _write_config(repository, model, config_pbtxt)
-    return version
-
-
-def withdraw(repository: Path, model: str, version: int, config_pbtxt: str | None) -> None:
-    """Undo `publish`: remove the version and put the configuration of before back (None: there was none)."""
-    folder = repository / model
-    _remove(folder / str(version))
-    if config_pbtxt is not None:
-        _write_config(repository, model, config_pbtxt)
+def write_endpoint(repository: Path, endpoint: str, config: str | None) -> None:
+    """Write the configuration of an endpoint, or remove the endpoint when it is None."""
+    if config is None:
+        shutil.rmtree(repository / endpoint, ignore_errors=True)
         return
-    (folder / CONFIG).unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    (repository / endpoint / VERSION).mkdir(parents=True, exist_ok=True)
+    with atomic_path(repository / endpoint / CONFIG) as fresh:
+        fresh.write_text(config, encoding="utf-8")
 
 
-def prune(repository: Path, model: str, keep: int) -> list[int]:
-    """Remove all but the newest `keep` versions; return those removed."""
-    removed = versions(repository, model)[:-keep]
-    for version in removed:
-        _remove(repository / model / str(version))
-    return removed
+def remove(repository: Path, release: int) -> None:
+    """Remove a release; each of its models goes at once."""
+    for name in reversed(models_of(repository, release)):
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=repository) as holder:
+            (repository / name).rename(Path(holder) / name)
 
 
-def _write_config(repository: Path, model: str, text: str) -> None:
-    with atomic_path(repository / model / CONFIG) as fresh:
-        fresh.write_text(text, encoding="utf-8")
+def _endpoint(name: str, target: ModelConfig) -> ModelConfig:
+    """Return the configuration by which callers reach a release's model, with the same inputs and outputs."""
+    config = ModelConfig(name=name, platform="ensemble", max_batch_size=target.max_batch_size)
+    config.input.extend(target.input)
+    config.output.extend(target.output)
+    if target.platform == "ensemble":
+        config.ensemble_scheduling.CopyFrom(target.ensemble_scheduling)
+        return config
+    step = config.ensemble_scheduling.step.add(model_name=target.name, model_version=-1)
+    step.input_map.update({tensor.name: tensor.name for tensor in target.input})
+    step.output_map.update({tensor.name: tensor.name for tensor in target.output})
+    return config
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder so that it goes at once: rename first, delete then."""
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as holder:
-        folder.rename(Path(holder) / folder.name)
+def _read(path: Path) -> ModelConfig:
+    try:
+        return read_config(path.read_text(encoding="utf-8"))
+    except text_format.ParseError as error:
+        raise DeploymentError(f"{path} is no configuration of Triton: {error}; export it again.") from None
+
+
+def _check_same(there: Path, config: ModelConfig, graph: Path) -> None:
+    same = _read(there / CONFIG) == config and (
+        not graph.is_file() or checksum(there / VERSION / GRAPH) == checksum(graph)
+    )
+    if not same:
+        raise DeploymentError(
+            f"{there} holds another release of the same number; give the deployment a repository of its own."
+        )

@@ -12,7 +12,7 @@ import onnx
 import tritonclient.grpc as triton
 from onnx import TensorProto, helper
 
-from watchrank.deployment.model_repository import publish
+from watchrank.deployment.model_repository import CONFIG, GRAPH, VERSION
 from watchrank.export.triton_config import triton_config
 from watchrank.schema import Tensor
 
@@ -33,11 +33,11 @@ _OUTPUTS = (
 
 def write(repository: Path) -> None:
     """Write the model `next_ids = ids + 1, double_seconds = seconds * 2` into `repository`."""
-    repository.mkdir(parents=True, exist_ok=True)
-    file = repository / "model.onnx"
-    onnx.save(_graph(), file)
-    publish(file, triton_config(MODEL, _INPUTS, _OUTPUTS, max_batch_size=1), repository, MODEL)
-    file.unlink()
+    folder = repository / MODEL
+    (folder / VERSION).mkdir(parents=True, exist_ok=True)
+    onnx.save(_graph(), folder / VERSION / GRAPH)
+    config = triton_config(MODEL, _INPUTS, _OUTPUTS, max_batch_size=1)
+    (folder / CONFIG).write_text(config, encoding="utf-8")
 
 
 def remove(repository: Path) -> None:
@@ -45,16 +45,23 @@ def remove(repository: Path) -> None:
     shutil.rmtree(repository / MODEL, ignore_errors=True)
 
 
-def computes_rightly(client: triton.InferenceServerClient, timeout_seconds: float) -> bool:
+def computes_rightly(
+    client: triton.InferenceServerClient, timeout_seconds: float, headers: dict[str, str] | None
+) -> bool:
     """Load the model, send it known numbers, unload it; return whether every answer is right.
+
+    Args:
+        client: of the server.
+        timeout_seconds: of each call.
+        headers: what the server's administration asks for.
 
     Raises:
         InferenceServerException: the server refused one of the calls.
     """
-    client.load_model(MODEL, client_timeout=timeout_seconds)
+    client.load_model(MODEL, headers=headers, client_timeout=timeout_seconds)
     inputs = [_input("ids", "INT64", _IDS), _input("seconds", "FP32", _SECONDS)]
     answer = client.infer(MODEL, inputs, client_timeout=timeout_seconds)
-    client.unload_model(MODEL, client_timeout=timeout_seconds)
+    client.unload_model(MODEL, headers=headers, client_timeout=timeout_seconds)
     return _holds(answer, "next_ids", _IDS + 1) and _holds(answer, "double_seconds", _SECONDS * 2)
 
 

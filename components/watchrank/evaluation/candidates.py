@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from watchrank.config import GateSettings
 from watchrank.datasets.candidates import CandidateDataset
 from watchrank.errors import GateError
 from watchrank.evaluation.candidate_baselines import BASELINES
@@ -13,12 +14,6 @@ from watchrank.evaluation.retrieval import Scorer, evaluate_retrieval
 from watchrank.storage import atomic_path, write_json
 from watchrank.training.candidate_generation import CandidateBatches, load_model
 from watchrank.training.softmax import SoftmaxLoss
-
-GATES = ("popularity", "last_items_knn")
-"""Baselines that a tower must beat to be released,"""
-
-GATE_METRICS = ("recall@100", "map")
-"""on each of these."""
 
 NO_CLASS = np.float32(-1e30)
 
@@ -47,17 +42,17 @@ def evaluate_candidates(model: Path, dataset: Path, output: Path) -> dict[str, A
     return results
 
 
-def check_gates(results: dict[str, Any]) -> None:
+def check_gates(results: dict[str, Any], gates: GateSettings) -> None:
     """Refuse a tower that does not beat the gates.
 
     Raises:
-        GateError: it is not above one of `GATES` on one of `GATE_METRICS`.
+        GateError: it is not above one of the baselines on one of the metrics.
     """
     tower = results["models"]["tower"]
     below = [
         f"{metric} {tower[metric]:.4f} against {name}'s {results['models'][name][metric]:.4f}"
-        for name in GATES
-        for metric in GATE_METRICS
+        for name in gates.baselines
+        for metric in gates.metrics
         if not tower[metric] > results["models"][name][metric]
     ]
     if below:

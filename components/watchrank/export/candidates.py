@@ -3,6 +3,7 @@
 The tower and its index share one space of vectors, so they are exported, versioned and served as one file.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +18,18 @@ from watchrank.errors import ParityError
 from watchrank.export.index import EXCLUDED, SCORES, USER, VIDEOS, WATCHED, build_index
 from watchrank.export.onnx import save_graph, serving_graph
 from watchrank.export.parity import Arrays, edge_cases
-from watchrank.export.triton_config import triton_config
 from watchrank.models.candidate_generation import CandidateModel
-from watchrank.schema import CANDIDATES, PAD_ID, USER_TENSORS, Tensor
+from watchrank.schema import CANDIDATE_INPUTS, CANDIDATES, PAD_ID, Tensor
 from watchrank.storage import atomic_path
 from watchrank.training.candidate_generation import CandidateBatches, load_model
 
-MODEL = "candidate_generation"
-MAX_BATCH_SIZE = 64
-
-EXAMPLE_AGE = Tensor(
-    name="example_age",
-    dtype="float32",
-    dims=(1,),
-    description="0, or seconds to look back from the training's end",
-)
-EXCLUDED_IDS = Tensor(
-    name=EXCLUDED,
-    dtype="int64",
-    dims=(CANDIDATES,),
-    description="videos that must not be answered; -1 is none",
-)
 USER_VECTOR = Tensor(name=USER, dtype="float32", dims=(CANDIDATES,), description="the user's vector")
 
 
 def export_candidates(
     model: Path, dataset: Path, output: Path, index: IndexSettings, settings: ExportSettings
 ) -> dict[str, float]:
-    """Write `model.onnx` and Triton's `config.pbtxt` to the folder `output`, once they answer as the model.
+    """Write `model.onnx` to the folder `output`, once it answers as the model does.
 
     Args:
         model: folder of `train_candidates`.
@@ -61,34 +46,30 @@ def export_candidates(
         ParityError: the graph scores a video differently, or answers one that was watched.
     """
     trained, data = load_model(model), CandidateDataset.open(dataset)
-    inputs = tower_inputs(trained)
     with atomic_path(output) as fresh:
         fresh.mkdir()
         graph = fresh / "model.onnx"
         save_graph(candidate_graph(trained, index, settings), graph)
         differences = _parity(trained, graph, _cases(data, trained, settings.parity_rows), settings.tolerance)
-        outputs = [
-            Tensor(
-                name=VIDEOS,
-                dtype="int64",
-                dims=(index.k,),
-                description="the best videos, -1 where none is left",
-            ),
-            Tensor(name=SCORES, dtype="float32", dims=(index.k,), description="their scores"),
-        ]
-        config = triton_config(MODEL, [*inputs, EXCLUDED_IDS], outputs, max_batch_size=MAX_BATCH_SIZE)
-        (fresh / "config.pbtxt").write_text(config, encoding="utf-8")
     return differences
 
 
-def tower_inputs(model: CandidateModel) -> list[Tensor]:
-    """Return the inputs of a model's tower, in the order of the schema."""
-    return [spec for spec in (*USER_TENSORS, EXAMPLE_AGE) if spec.name in model.tower.names]
+def tower_inputs(names: Collection[str]) -> list[Tensor]:
+    """Return the inputs of a tower that reads the features of these names, in the order of the schema."""
+    return [spec for spec in CANDIDATE_INPUTS if spec.name in names]
+
+
+def candidate_outputs(k: int) -> list[Tensor]:
+    """Return the outputs of the graph."""
+    return [
+        Tensor(name=VIDEOS, dtype="int64", dims=(k,), description="the best videos, -1 where none is left"),
+        Tensor(name=SCORES, dtype="float32", dims=(k,), description="their scores"),
+    ]
 
 
 def candidate_graph(model: CandidateModel, index: IndexSettings, settings: ExportSettings) -> ModelProto:
     """Return the tower with its index behind it."""
-    tower = serving_graph(model, tower_inputs(model), USER_VECTOR, settings)
+    tower = serving_graph(model, tower_inputs(model.tower.names), USER_VECTOR, settings)
     search = build_index(
         model.vectors.detach().numpy(),
         model.vocabulary.keys.numpy(),
@@ -119,7 +100,7 @@ def _cases(data: CandidateDataset, model: CandidateModel, rows: int) -> dict[str
     test = data.split("test")
     batch = CandidateBatches(test, model.tower.names, 1).read(np.arange(min(rows, len(test["user_id"]))))
     real = {name: value.numpy() for name, value in batch.features.items()}
-    return edge_cases(tower_inputs(model), real)
+    return edge_cases(tower_inputs(model.tower.names), real)
 
 
 @torch.no_grad()

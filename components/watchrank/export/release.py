@@ -1,97 +1,231 @@
 """Releases: one immutable, numbered folder that holds all that serves together."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 import pandas as pd
 
 from watchrank import __version__
-from watchrank.config import ExportSettings
+from watchrank.config import ExportSettings, IndexSettings
 from watchrank.datasets.batches import RankingBatches
+from watchrank.datasets.candidates import CandidateDataset
 from watchrank.datasets.ranking import RankingDataset, Split
 from watchrank.errors import InputError
-from watchrank.export.onnx import export_onnx
+from watchrank.export import candidates, recommend, rerank, video_features
+from watchrank.export.onnx import export_onnx, save_graph
 from watchrank.export.parity import Arrays, Parity, check_parity, edge_cases
 from watchrank.export.triton_config import triton_config
+from watchrank.models.candidate_generation import CandidateModel
 from watchrank.models.ranking import ExpectedWatchTime, RankingModel
-from watchrank.releases import MANIFEST, checksums, release_numbers
-from watchrank.schema import PAD_ID, RANKING_INPUTS, RANKING_OUTPUTS, Tensor
-from watchrank.storage import atomic_path, write_json
-from watchrank.training.ranking import load_model
+from watchrank.releases import MANIFEST, checksums, next_release, read_manifest
+from watchrank.schema import (
+    CANDIDATES,
+    EXCLUDED_VIDEO_IDS,
+    EXPECTED_WATCH_TIME,
+    PAD_ID,
+    RANKING_INPUTS,
+    RANKING_OUTPUTS,
+    RECOMMEND_INPUTS,
+    VIDEO_TENSORS,
+    Tensor,
+)
+from watchrank.storage import write_json
+from watchrank.training.candidate_generation import load_model as load_candidate_model
+from watchrank.training.ranking import load_model as load_ranking_model
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+ENDPOINTS = ("candidate_generation", "ranking", recommend.MODEL)
+"""The models that callers may ask, in the order in which a deployment switches them."""
 
 GOLDEN_REQUESTS = 4
 GOLDEN_CANDIDATES = 8
+GOLDEN_K = 10
 POPULAR_VIDEOS = 500
 MAX_BATCH_SIZE = 64
+SMALLEST_GAP = 1e-3
+"""Relative difference of two videos' seconds in a golden answer: another server must not swap them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a release is made of: two trained models and the datasets that they were trained on."""
+
+    ranking: Path
+    dataset: Path
+    candidates: Path
+    candidate_dataset: Path
 
 
 def export_release(
-    model: Path, dataset: Path, metrics: dict[str, Any], releases: Path, settings: ExportSettings
+    trained: Trained,
+    store: "FeatureStore",
+    metrics: dict[str, Any],
+    releases: Path,
+    index: IndexSettings,
+    settings: ExportSettings,
 ) -> Path:
-    """Export a trained model, check it, and make it the next release.
+    """Export the trained models, check them, and make them the next release.
 
     Args:
-        model: folder of `train_ranking`.
-        dataset: the folder it was trained on; parity and the golden requests come from its last window.
-        metrics: of the evaluation, kept in the manifest.
-        releases: folder of all releases.
+        trained: the models; parity and the golden requests come from the last windows of their datasets.
+        store: gives the features of the videos, as of now.
+        metrics: of the evaluations, kept in the manifest.
+        releases: folder of all releases. A second export that starts meanwhile waits for this one.
+        index: the kind of index, and how many candidates are ranked.
         settings: of the export.
 
     Returns:
         The folder of the new release, `releases/<number>`.
 
     Raises:
-        ParityError: the graph answers differently from the model; no release is made.
+        ParityError: a graph answers differently from its model; no release is made.
     """
-    ranker, data = load_model(model), RankingDataset.open(dataset)
-    number = max(release_numbers(releases), default=0) + 1
-    target = releases / f"{number:06d}"
-    with atomic_path(target) as fresh:
-        (fresh / "ranking").mkdir(parents=True)
-        parity = _export_ranking(ranker, data, fresh / "ranking", settings)
+    ranker, data = load_ranking_model(trained.ranking), RankingDataset.open(trained.dataset)
+    tower = load_candidate_model(trained.candidates)
+    with next_release(releases) as (number, fresh):
+        absent, graph = data.absent_features, "model.onnx"
+        found = candidates.export_candidates(
+            trained.candidates, trained.candidate_dataset, fresh / "candidate_generation", index, settings
+        )
+        parity = _export_ranking(ranker, data, fresh / "ranking" / graph, settings)
+        videos = np.array(CandidateDataset.open(trained.candidate_dataset).videos["video_id"])
+        features = served_features(ranker.inputs.input_names, absent)
+        _export_video_features(videos, features, store, fresh / "video_features" / graph, settings)
+        with_channels = "channel_id" not in absent
+        _export_rerank(tower, number, with_channels, fresh / "rerank" / graph, index.k, settings)
+        names = ranker.inputs.input_names
+        for model, config in triton_configs(tower.tower.names, names, absent, index.k).items():
+            (fresh / model).mkdir(exist_ok=True)
+            (fresh / model / "config.pbtxt").write_text(config, encoding="utf-8")
+        write_json(fresh / "golden.json", _golden(fresh, data, settings))
         write_json(fresh / "popular.json", popular_videos(data.split("train")))
         manifest = {
             "release": number,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "code_version": __version__,
+            "endpoints": ENDPOINTS,
             "data": data.manifest["splits"],
             "metrics": metrics,
-            "parity": parity.differences,
+            "parity": {"ranking": parity.differences, "candidate_generation": found},
             "showcase_users": _active_users(data.split("test")),
             "files": checksums(fresh),
         }
         write_json(fresh / MANIFEST, manifest)
-    return target
+    return releases / f"{number:06d}"
 
 
-def ranking_inputs(model: RankingModel) -> list[Tensor]:
-    """Return the inputs of a ranking model's graph: those of the schema that it reads."""
-    return [spec for spec in RANKING_INPUTS if spec.name in model.inputs.input_names]
+def refresh_release(
+    release: Path, dataset: Path, store: "FeatureStore", releases: Path, settings: ExportSettings
+) -> Path:
+    """Make the next release out of an earlier one with the videos' features as of now; nothing is trained.
+
+    Args:
+        release: the earlier one.
+        dataset: of ranking; the golden requests come from it.
+        store: gives the features of the videos.
+        releases: folder of all releases.
+        settings: of the export.
+    """
+    manifest = read_manifest(release)
+    data = RankingDataset.open(dataset)
+    with next_release(releases) as (number, fresh):
+        shutil.copytree(release, fresh, dirs_exist_ok=True)
+        (fresh / MANIFEST).unlink()
+        graph = fresh / "video_features" / "model.onnx"
+        outputs = video_features.outputs_of(graph)
+        videos = video_features.videos_of(graph)
+        found = video_features.catalogue_features(store, videos, datetime.now(UTC))
+        save_graph(video_features.feature_graph(videos, found, outputs, settings), graph)
+        recommend.set_release(fresh / "rerank" / "model.onnx", number)
+        write_json(fresh / "golden.json", _golden(fresh, data, settings))
+        manifest |= {
+            "release": number,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "refreshed_from": manifest["release"],
+            "files": checksums(fresh),
+        }
+        write_json(fresh / MANIFEST, manifest)
+    return releases / f"{number:06d}"
 
 
-def ranking_config(inputs: Sequence[Tensor]) -> str:
-    """Return Triton's configuration of the ranking model."""
-    return triton_config("ranking", inputs, RANKING_OUTPUTS, max_batch_size=MAX_BATCH_SIZE)
+# -- The single models --------------------------------------------------------------------------------
+
+
+def triton_configs(
+    tower_names: Collection[str], ranking_names: Collection[str], absent: Collection[str], size: int
+) -> dict[str, str]:
+    """Return Triton's configuration of every model of a release.
+
+    Args:
+        tower_names: the features that candidate generation reads.
+        ranking_names: the features that ranking reads.
+        absent: the features that the log lacks.
+        size: candidates that are ranked.
+    """
+    of_tower = [*candidates.tower_inputs(tower_names), EXCLUDED_VIDEO_IDS]
+    of_ranking = [spec for spec in RANKING_INPUTS if spec.name in ranking_names]
+    features = served_features(ranking_names, absent)
+    ranked = [*rerank.rerank_outputs(size), recommend.RELEASE]
+    tensors: dict[str, tuple[Sequence[Tensor], Sequence[Tensor]]] = {
+        "candidate_generation": (of_tower, candidates.candidate_outputs(size)),
+        "video_features": ([video_features.VIDEOS], features),
+        "ranking": (of_ranking, RANKING_OUTPUTS),
+        "rerank": (rerank.rerank_inputs("channel_id" not in absent), ranked),
+    }
+    configs = {
+        model: triton_config(model, inputs, outputs, max_batch_size=MAX_BATCH_SIZE)
+        for model, (inputs, outputs) in tensors.items()
+    }
+    ensemble = recommend.recommend_config(of_tower, features, of_ranking, size, MAX_BATCH_SIZE)
+    return {**configs, recommend.MODEL: ensemble}
+
+
+def served_features(ranking_names: Collection[str], absent: Collection[str]) -> list[Tensor]:
+    """Return the features of videos that ranking reads, and the channel for its limit."""
+    read = {*ranking_names, "channel_id"} - set(absent)
+    return video_features.feature_outputs([spec.name for spec in VIDEO_TENSORS if spec.name in read])
 
 
 def _export_ranking(
-    ranker: RankingModel, data: RankingDataset, folder: Path, settings: ExportSettings
+    ranker: RankingModel, data: RankingDataset, graph: Path, settings: ExportSettings
 ) -> Parity:
-    inputs, head = ranking_inputs(ranker), ExpectedWatchTime(ranker).eval()
-    graph = folder / "model.onnx"
+    inputs = [spec for spec in RANKING_INPUTS if spec.name in ranker.inputs.input_names]
+    head = ExpectedWatchTime(ranker).eval()
     export_onnx(head, inputs, RANKING_OUTPUTS[0], graph, settings)
     rows = _last_rows(data, inputs, settings.parity_rows)
-    golden = _as_slates(inputs, rows)
-    cases = edge_cases(inputs, rows) | {"several candidates": golden}
+    cases = edge_cases(inputs, rows) | {"several candidates": _as_slates(inputs, rows)}
     maximum = float(np.exp(ranker.max_logit))
-    parity = check_parity(head, graph, cases, tolerance=settings.tolerance, maximum=maximum)
-    (folder / "config.pbtxt").write_text(ranking_config(inputs), encoding="utf-8")
-    write_json(folder / "golden.json", _golden(graph, golden, settings.tolerance))
-    return parity
+    return check_parity(head, graph, cases, tolerance=settings.tolerance, maximum=maximum)
+
+
+def _export_video_features(
+    videos: np.ndarray,
+    features: Sequence[Tensor],
+    store: "FeatureStore",
+    file: Path,
+    settings: ExportSettings,
+) -> None:
+    found = video_features.catalogue_features(store, videos, datetime.now(UTC))
+    save_graph(video_features.feature_graph(videos, found, features, settings), file)
+
+
+def _export_rerank(
+    tower: CandidateModel, number: int, with_channels: bool, file: Path, size: int, settings: ExportSettings
+) -> None:
+    vectors, ids = tower.vectors.detach().numpy(), tower.vocabulary.keys.numpy()
+    graph = rerank.rerank_graph(vectors, ids, size=size, with_channels=with_channels, settings=settings)
+    save_graph(graph, file)
+    recommend.set_release(file, number)
+
+
+# -- Requests with known answers ----------------------------------------------------------------------
 
 
 def _last_rows(data: RankingDataset, inputs: Sequence[Tensor], rows: int) -> Arrays:
@@ -111,21 +245,73 @@ def _as_slates(inputs: Sequence[Tensor], rows: Arrays) -> Arrays:
     slates = {}
     for spec in inputs:
         column = rows[spec.name]
-        if spec.dims == (-1,):
+        if spec.dims == (CANDIDATES,):
             slates[spec.name] = column[: GOLDEN_REQUESTS * GOLDEN_CANDIDATES].reshape(GOLDEN_REQUESTS, -1)
         else:
             slates[spec.name] = column[:GOLDEN_REQUESTS]
     return slates
 
 
-def _golden(graph: Path, slates: Arrays, tolerance: float) -> dict[str, Any]:
-    """Requests with their right answers, for the smoke test of a deployment."""
-    answer = ort.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(None, slates)[0]
-    request = {
-        "inputs": {name: column.tolist() for name, column in slates.items()},
-        "outputs": {RANKING_OUTPUTS[0].name: answer.tolist()},
+def recommend_requests(data: RankingDataset, names: Sequence[str], rows: int) -> Arrays:
+    """Return requests to `recommend` for the users of some of the last window's impressions.
+
+    Args:
+        data: the dataset of ranking.
+        names: the inputs of `recommend`.
+        rows: how many requests.
+    """
+    of_user = [spec for spec in RANKING_INPUTS if spec.name in names and spec.dims != (CANDIDATES,)]
+    settings = {
+        "example_age": np.float32(0),
+        EXCLUDED_VIDEO_IDS.name: PAD_ID,
+        "k": GOLDEN_K,
+        "diversity": np.float32(0),
+        "channel_limit": 0,
     }
-    return {"tolerance": tolerance, "requests": [request]}
+    own = {
+        spec.name: np.full((rows, 1), settings[spec.name], spec.dtype)
+        for spec in RECOMMEND_INPUTS
+        if spec.name in settings and spec.name in names
+    }
+    return _last_rows(data, of_user, rows) | own
+
+
+def _golden(release: Path, data: RankingDataset, settings: ExportSettings) -> dict[str, Any]:
+    """Requests with their right answers, for the smoke test of a deployment."""
+    graphs = recommend.ReleaseGraphs(release)
+    inputs = [spec for spec in RANKING_INPUTS if spec.name in graphs.inputs("ranking")]
+    slates = _as_slates(inputs, _last_rows(data, inputs, GOLDEN_REQUESTS * GOLDEN_CANDIDATES))
+    rows = recommend_requests(data, graphs.inputs(recommend.MODEL), 16 * GOLDEN_REQUESTS)
+    rows = {name: value[_clear(graphs.run(recommend.MODEL, rows))] for name, value in rows.items()}
+    of_candidates = {name: rows[name] for name in graphs.inputs("candidate_generation")}
+    requests = [
+        _golden_request(graphs, model, request)
+        for model, request in (
+            ("candidate_generation", of_candidates),
+            ("ranking", slates),
+            (recommend.MODEL, rows),
+        )
+    ]
+    return {"tolerance": settings.tolerance, "requests": requests}
+
+
+def _golden_request(graphs: recommend.ReleaseGraphs, model: str, request: Arrays) -> dict[str, Any]:
+    answer = graphs.run(model, request)
+    if model == "candidate_generation":
+        answer = {"scores": answer["scores"]}  # videos of about the same score may change places
+    return {
+        "model": model,
+        "inputs": {name: column.tolist() for name, column in request.items()},
+        "outputs": {name: column.tolist() for name, column in answer.items()},
+    }
+
+
+def _clear(answer: dict[str, np.ndarray]) -> np.ndarray:
+    """Return a few rows in whose answers no two neighbours have about the same seconds."""
+    seconds = answer[EXPECTED_WATCH_TIME][:, :GOLDEN_K]
+    gaps = -np.diff(seconds, axis=1) / np.maximum(seconds[:, :-1], 1e-3)
+    order = np.argsort(-gaps.min(axis=1, initial=np.inf), kind="stable")
+    return order[:GOLDEN_REQUESTS]
 
 
 def _active_users(split: Split) -> list[int]:
@@ -133,6 +319,9 @@ def _active_users(split: Split) -> list[int]:
     users, requests = np.unique(split.requests["user_id"], return_counts=True)
     active: list[int] = users[np.argsort(-requests, kind="stable")[:10]].tolist()
     return active
+
+
+# -- What to answer when nothing else can -------------------------------------------------------------
 
 
 def popular_videos(train: Split) -> dict[str, list[int]]:

@@ -4,7 +4,11 @@ Source: the ModelConfig message of Triton 24.10; what its C++ ONNX Runtime backe
 that the inputs are exactly the graph's, and that dtypes and dims fit them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from watchrank.schema import Tensor
 
@@ -21,6 +25,44 @@ instance_group [ {{ kind: KIND_AUTO count: 1 }} ]
 dynamic_batching {{ max_queue_delay_microseconds: {max_queue_delay_microseconds} }}
 parameters {{ key: "intra_op_thread_count" value {{ string_value: "{intra_op_threads}" }} }}
 """
+
+_ENSEMBLE = """\
+name: "{model}"
+platform: "ensemble"
+max_batch_size: {max_batch_size}
+{inputs}
+{outputs}
+ensemble_scheduling {{
+{steps}
+}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One model of an ensemble: the ensemble's tensor for each of the model's inputs and outputs."""
+
+    model: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+def ensemble_config(
+    model: str,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    steps: Sequence[Step],
+    *,
+    max_batch_size: int,
+) -> str:
+    """Return the text of `config.pbtxt` for models that run one after another inside the server."""
+    return _ENSEMBLE.format(
+        model=model,
+        max_batch_size=max_batch_size,
+        inputs="\n".join(_declaration("input", tensor) for tensor in inputs),
+        outputs="\n".join(_declaration("output", tensor) for tensor in outputs),
+        steps="\n".join(map(_step, steps)),
+    )
 
 
 def triton_config(
@@ -59,6 +101,25 @@ def triton_config(
     )
 
 
+def read_config(text: str) -> ModelConfig:
+    """Parse a `config.pbtxt`.
+
+    Raises:
+        google.protobuf.text_format.ParseError: it is none.
+    """
+    config: ModelConfig = text_format.Parse(text, ModelConfig())
+    return config
+
+
 def _declaration(kind: str, tensor: Tensor) -> str:
     dims = ", ".join(map(str, tensor.dims))
     return f'{kind} {{ name: "{tensor.name}" data_type: {_DATA_TYPES[tensor.dtype]} dims: [ {dims} ] }}'
+
+
+def _step(step: Step) -> str:
+    maps = [
+        f'    {kind}_map {{ key: "{key}" value: "{value}" }}'
+        for kind, tensors in (("input", step.inputs), ("output", step.outputs))
+        for key, value in tensors.items()
+    ]
+    return "\n".join(["  step {", f'    model_name: "{step.model}"', "    model_version: -1", *maps, "  }"])

@@ -90,7 +90,7 @@ class UserTower(nn.Module):
         """Return [B, D] from lists [B, L], ids [B, 1] and numbers [B, 1]."""
         parts = [self.embedding(domain).mean(x[ID_DOMAINS[domain]]) for domain in self.embeddings]
         if self.recent:
-            parts.append(self.embedding("video").mean(x["watched_video_ids"][:, : self.recent]))
+            parts.append(self.embedding("video").mean(x["watched_video_ids"][:, : self.recent].contiguous()))
         if "age" in self.names:
             years = x["age"]
             parts += [(years.nan_to_num(0.0) / OLDEST_AGE).clamp(0, 1), years.isnan().to(years.dtype)]

@@ -1,87 +1,109 @@
-"""A typed client of the ranking model: arrays in, expected watch seconds out, over gRPC."""
+"""A typed, asynchronous client of the models of a release: arrays in, arrays out, over gRPC."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import numpy as np
-import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton
+from tritonclient.grpc import InferInput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from watchrank.config import DeploymentSettings
 from watchrank.errors import DeploymentError, InputError
-from watchrank.schema import CANDIDATES, RANKING_INPUTS, Tensor
+from watchrank.schema import CANDIDATE_INPUTS, CANDIDATES, RANKING_INPUTS, RECOMMEND_INPUTS, Tensor
 
-_SCHEMA = {tensor.name: tensor for tensor in RANKING_INPUTS}
+SCHEMAS: dict[str, Sequence[Tensor]] = {
+    "candidate_generation": CANDIDATE_INPUTS,
+    "ranking": RANKING_INPUTS,
+    "recommend": RECOMMEND_INPUTS,
+}
+"""The inputs of each endpoint."""
+
+RETRY_SECONDS = 0.05
+"""Pause before the one retry of a request that the server did not get."""
 
 
 class TritonClient:
-    """Asks one model of a Triton server; threads may share it.
+    """Asks the models of a Triton server, in one event loop and over one connection.
 
-    The model on the server says which of `schema.RANKING_INPUTS` it takes: those whose features are absent
-    in its data are no inputs, and are not sent.
+    A model on the server says which inputs of its schema it takes: those whose features are absent in its
+    data are no inputs, and are not sent.
     """
 
-    def __init__(self, settings: DeploymentSettings, model: str = "ranking") -> None:
-        """Describe the connection; the server is first asked by `rank`."""
+    def __init__(self, settings: DeploymentSettings) -> None:
+        """Describe the connection; must run inside the event loop that will use it."""
         self._client = triton.InferenceServerClient(settings.grpc_url)
         self._settings = settings
-        self._model = model
-        self._names: list[str] | None = None
+        self._names: dict[str, list[str]] = {}
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await self.close()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connection."""
-        self._client.close()
+        await self._client.close()
 
-    def rank(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the model's outputs, `expected_watch_time` [batch, K] float32 in seconds, for `inputs`.
+    async def infer(
+        self, endpoint: str, inputs: Mapping[str, np.ndarray], *, model: str | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return the outputs of a model for `inputs`.
 
         Args:
-            inputs: arrays by the names of `schema.RANKING_INPUTS`, each [batch, *dims] of its dtype, with
+            endpoint: "recommend", "ranking" or "candidate_generation".
+            inputs: arrays by the names of the endpoint's schema, each [batch, *dims] of its dtype, with
                 the same batch and the same number of candidates K in all.
+            model: the name under which a certain release's model is loaded, when not the endpoint is asked.
 
         Raises:
             InputError: a tensor is missing, unknown, or of the wrong dtype or shape.
             DeploymentError: the server cannot be reached, does not answer in time or fails.
         """
-        tensors = checked(inputs, self._names or self._read_names())
+        name = model or endpoint
+        tensors = checked(SCHEMAS[endpoint], inputs, self._names.get(name) or await self._read_names(name))
         try:
-            return self._infer(tensors)
+            return await self._infer_twice(name, tensors)
         except InferenceServerException as error:
-            if self._inputs_changed(error):
-                return self.rank(inputs)
+            if await self._inputs_changed(name, error):
+                return await self.infer(endpoint, inputs, model=model)
             self._explain(error)
 
-    def _read_names(self) -> list[str]:
+    async def _infer_twice(self, name: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Ask; ask once more when the server could not be reached."""
         try:
-            metadata = self._client.get_model_metadata(
-                self._model, client_timeout=self._settings.timeout_seconds
+            return await self._infer(name, tensors)
+        except InferenceServerException as error:
+            if error.status() != "StatusCode.UNAVAILABLE":
+                raise
+        await asyncio.sleep(RETRY_SECONDS)
+        return await self._infer(name, tensors)
+
+    async def _infer(self, name: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        answer = await self._client.infer(
+            name, infer_inputs(InferInput, tensors), client_timeout=self._settings.timeout_seconds
+        )
+        return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
+
+    async def _read_names(self, name: str) -> list[str]:
+        try:
+            metadata = await self._client.get_model_metadata(
+                name, client_timeout=self._settings.timeout_seconds
             )
         except InferenceServerException as error:
             self._explain(error)
-        self._names = [tensor.name for tensor in metadata.inputs]
-        return self._names
+        self._names[name] = [tensor.name for tensor in metadata.inputs]
+        return self._names[name]
 
-    def _inputs_changed(self, error: InferenceServerException) -> bool:
+    async def _inputs_changed(self, name: str, error: InferenceServerException) -> bool:
         """Return whether the refusal comes from a new release that takes other inputs than the one before."""
-        before = self._names
-        return error.status() == "StatusCode.INVALID_ARGUMENT" and self._read_names() != before
-
-    def _infer(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        answer = self._client.infer(
-            self._model,
-            infer_inputs(triton.InferInput, tensors),
-            client_timeout=self._settings.timeout_seconds,
-        )
-        return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
+        before = self._names[name]
+        return error.status() == "StatusCode.INVALID_ARGUMENT" and await self._read_names(name) != before
 
     def _explain(self, error: InferenceServerException) -> NoReturn:
         where = f"Triton at {self._settings.grpc_url}"
@@ -97,21 +119,24 @@ class TritonClient:
                 raise DeploymentError(f"{where} failed: {error.message()}") from None
 
 
-def checked(inputs: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
-    """Return those of `inputs` that are in `names`, all held against `schema.RANKING_INPUTS`.
+def checked(
+    schema: Sequence[Tensor], inputs: Mapping[str, np.ndarray], names: list[str]
+) -> dict[str, np.ndarray]:
+    """Return those of `inputs` that are in `names`, all held against the schema.
 
     Raises:
         InputError: a tensor is missing, unknown, or of the wrong dtype or shape.
     """
+    known = {tensor.name: tensor for tensor in schema}
     for name in [*inputs, *names]:
-        if name not in _SCHEMA:
-            raise InputError(f"Tensor {name!r} is no ranking input; the inputs are {', '.join(_SCHEMA)}.")
+        if name not in known:
+            raise InputError(f"Tensor {name!r} is no input; the inputs are {', '.join(known)}.")
     for name in names:
         if name not in inputs:
             raise InputError(f"Tensor {name!r} is missing; the model takes {', '.join(names)}.")
     sizes: dict[str, int] = {}
     for name, array in inputs.items():
-        _check_tensor(_SCHEMA[name], array, sizes)
+        _check_tensor(known[name], array, sizes)
     return {name: inputs[name] for name in names}
 
 

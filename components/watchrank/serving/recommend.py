@@ -1,123 +1,155 @@
-"""recommend(user): features from Feast, candidates, ranking by Triton."""
+"""recommend(user): features from Feast, then one call of Triton's `recommend`."""
 
+import asyncio
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from watchrank.config import DeploymentSettings
 from watchrank.errors import InputError
-from watchrank.feature_store import online_user_features, online_video_features
-from watchrank.schema import EXPECTED_WATCH_TIME, PAD_ID, text_id
+from watchrank.feature_store import online_user_features
+from watchrank.schema import EXPECTED_WATCH_TIME, PAD_ID, RECOMMEND_INPUTS, text_id
 from watchrank.serving.client import TritonClient
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
+LARGEST_BATCH = 64
+"""Users a request to Triton; more are asked side by side."""
+
+SMALLEST_EXCLUDED = 8
+"""Lists of excluded ids are padded to this length or the next power of two: equal lengths share a batch."""
+
+Arrays = dict[str, np.ndarray]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """One user's answer: videos in falling order of expected watch time."""
+    """One user's answer: videos in falling order of expected watch time, or as diversity has it."""
 
     user_id: int
     video_ids: list[int]
     expected_watch_seconds: list[float]
+    candidate_scores: list[float]
+    release: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked for a list of users.
+
+    `excluded` are videos that must not be answered, beside the last watched ones. `now` is the time of the
+    request in seconds since 1970, the present when None. `diversity` is 0 (off) to 1; `channel_limit` the
+    most videos of one channel, 0 for no limit.
+    """
+
+    k: int = 10
+    excluded: Sequence[int] = ()
+    now: int | None = None
+    surface: str | None = None
+    diversity: float = 0.0
+    channel_limit: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what has no answer.
+
+        Raises:
+            InputError: a value is out of its range.
+        """
+        if self.k < 1:
+            raise InputError(f"k is {self.k}; ask for at least 1 video.")
+        if not 0 <= self.diversity <= 1:
+            raise InputError(f"diversity is {self.diversity}; give 0 (off) to 1.")
+        if self.channel_limit < 0:
+            raise InputError(f"channel_limit is {self.channel_limit}; give 0 (no limit) or more.")
+
+    def tensors(self, users: int) -> Arrays:
+        """Return the inputs of `recommend` but for the users' features, for so many users."""
+        length = max(SMALLEST_EXCLUDED, 1 << (len(self.excluded) - 1).bit_length())
+        values = {
+            "now": int(time.time()) if self.now is None else self.now,
+            "surface": text_id(self.surface),
+            "example_age": 0,
+            "excluded_video_ids": [*self.excluded, *[PAD_ID] * (length - len(self.excluded))],
+            "k": self.k,
+            "diversity": self.diversity,
+            "channel_limit": self.channel_limit,
+        }
+        return {
+            spec.name: np.tile(np.array(values[spec.name], spec.dtype).reshape(1, -1), (users, 1))
+            for spec in RECOMMEND_INPUTS
+            if spec.name in values
+        }
 
 
 class Recommender:
-    """Ranks candidates for users: Feast's online features, then one call of Triton's `ranking`.
+    """Answers for users: Feast's online features, then Triton."""
 
-    Candidates are the most watched videos among users of the same language that the user has not
-    watched lately.
-    """
-
-    def __init__(
-        self,
-        store: "FeatureStore",
-        client: TritonClient,
-        release: Path,
-        *,
-        candidates: int = 200,
-    ) -> None:
+    def __init__(self, store: "FeatureStore", client: TritonClient) -> None:
         """Make the recommender.
 
         Args:
             store: opened by `feature_store.open_store`, materialised.
-            client: of the server that serves the release.
-            release: folder of the release.
-            candidates: how many candidates are ranked.
+            client: of the server.
         """
-        self.store, self.client, self.candidates = store, client, candidates
-        self.popular: dict[str, list[int]] = _read_popular(release)
+        self.store, self.client = store, client
 
-    def recommend(
-        self, user_ids: list[int], k: int = 10, *, now: int | None = None, surface: str | None = None
+    async def recommend(
+        self, user_ids: Sequence[int], question: Question = Question(), *, model: str | None = None
     ) -> list[Recommendation]:
-        """Return the best `k` videos of each user.
+        """Return the best videos of each user.
 
         Args:
-            user_ids: users; one that the store does not know is answered by what is popular.
-            k: how many videos.
-            now: time of the request in seconds since 1970; the present when not given.
-            surface: where the videos will be shown.
+            user_ids: users, in any number; one that the store does not know is answered as a newcomer.
+            question: what is asked for them.
+            model: `recommend` of a certain release by its numbered name; what serves when not given.
 
         Raises:
-            InputError: `k` is below 1.
             DeploymentError: Triton does not answer.
         """
-        if k < 1:
-            raise InputError(f"k is {k}; ask for at least 1 video.")
-        users = online_user_features(self.store, user_ids)
-        context = {"now": int(time.time()) if now is None else now, "surface": text_id(surface)}
-        return [
-            self._one(user_id, {name: column[[row]] for name, column in users.items()}, context, k)
-            for row, user_id in enumerate(user_ids)
-        ]
+        parts = [user_ids[first : first + LARGEST_BATCH] for first in range(0, len(user_ids), LARGEST_BATCH)]
+        answers = await asyncio.gather(*(self._part(part, question, model) for part in parts))
+        return [answer for part in answers for answer in part]
 
-    def _one(
-        self, user_id: int, user: dict[str, np.ndarray], context: dict[str, int], k: int
-    ) -> Recommendation:
-        video_ids = self._candidates(user)
-        if not video_ids:
-            return Recommendation(user_id=user_id, video_ids=[], expected_watch_seconds=[])
-        videos = {name: column[None] for name, column in online_video_features(self.store, video_ids).items()}
-        request = {name: np.full((1, 1), value, dtype=np.int64) for name, value in context.items()}
-        features = request | user | videos | {"video_id": np.array([video_ids])}
-        answer = self.client.rank(features)
-        seconds = answer[EXPECTED_WATCH_TIME][0]
-        best = np.argsort(-seconds, kind="stable")[:k]
-        return Recommendation(
-            user_id=user_id,
-            video_ids=[video_ids[place] for place in best],
-            expected_watch_seconds=[float(seconds[place]) for place in best],
-        )
-
-    def _candidates(self, user: dict[str, np.ndarray]) -> list[int]:
-        language = int(user["user_language"][0, 0])
-        popular = self.popular.get(str(language), []) if language != PAD_ID else []
-        watched = set(user["watched_video_ids"][0].tolist())
-        fresh = [video for video in dict.fromkeys([*popular, *self.popular["all"]]) if video not in watched]
-        return fresh[: self.candidates]
+    async def _part(
+        self, user_ids: Sequence[int], question: Question, model: str | None
+    ) -> list[Recommendation]:
+        users = await asyncio.to_thread(online_user_features, self.store, user_ids)
+        request = users | question.tensors(len(user_ids))
+        answer = await self.client.infer("recommend", request, model=model)
+        return [_recommendation(user_id, answer, row) for row, user_id in enumerate(user_ids)]
 
 
-def _read_popular(release: Path) -> dict[str, Any]:
-    try:
-        popular: dict[str, Any] = json.loads((release / "popular.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"Cannot read the release {release}: {error}. Export it again.") from None
-    return popular
+def _recommendation(user_id: int, answer: Arrays, row: int) -> Recommendation:
+    places = int((answer["video_ids"][row] != PAD_ID).sum())
+    return Recommendation(
+        user_id=user_id,
+        video_ids=answer["video_ids"][row, :places].tolist(),
+        expected_watch_seconds=answer[EXPECTED_WATCH_TIME][row, :places].tolist(),
+        candidate_scores=answer["candidate_scores"][row, :places].tolist(),
+        release=int(answer["release"][row, 0]),
+    )
+
+
+async def ask(
+    store: "FeatureStore", settings: DeploymentSettings, user_ids: Sequence[int], question: Question
+) -> list[Recommendation]:
+    """Return the best videos of each user over a connection of its own."""
+    async with TritonClient(settings) as client:
+        return await Recommender(store, client).recommend(user_ids, question)
 
 
 def showcase(
     store: "FeatureStore", release: Path, settings: DeploymentSettings, users: int = 3, k: int = 5
 ) -> str:
-    """Return a Markdown table of Triton's answers for a few users of the release's golden requests."""
-    manifest = json.loads((release / "manifest.json").read_text())
-    with TritonClient(settings) as client:
-        answers = Recommender(store, client, release).recommend(manifest["showcase_users"][:users], k)
+    """Return a Markdown table of Triton's answers for a few users that the release names."""
+    user_ids = json.loads((release / "manifest.json").read_text())["showcase_users"][:users]
+    answers = asyncio.run(ask(store, settings, user_ids, Question(k=k)))
     lines = ["| user | video | expected watch, s |", "| --- | --- | --- |"]
     lines += [
         f"| {answer.user_id} | {video} | {seconds:.1f} |"

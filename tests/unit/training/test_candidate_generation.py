@@ -5,7 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from watchrank.config import CandidateSettings, CandidateTrainingSettings, EngineSettings, ExampleSettings
+from watchrank.config import (
+    CandidateSettings,
+    CandidateTrainingSettings,
+    EngineSettings,
+    ExampleSettings,
+    GateSettings,
+)
 from watchrank.datasets.candidates import CandidateDataset, _last_before, build_candidate_dataset
 from watchrank.engine import connect
 from watchrank.errors import GateError, InputError
@@ -127,9 +133,9 @@ def test_evaluation_stands_beside_the_baselines_and_the_gate_names_what_is_not_b
     assert results["models"].keys() == {"tower", "popularity", "segment_popularity", "last_items_knn"}
     assert (tmp_path / "evaluation" / "metrics.json").exists()
     better = {"recall@100": 0.9, "map": 0.9}
-    check_gates({"models": results["models"] | {"tower": better}})
+    check_gates({"models": results["models"] | {"tower": better}}, GateSettings())
     with pytest.raises(GateError, match=r"map 0\.0000 against last_items_knn"):
-        check_gates({"models": results["models"] | {"tower": better | {"map": 0.0}}})
+        check_gates({"models": results["models"] | {"tower": better | {"map": 0.0}}}, GateSettings())
 
 
 def test_a_log_without_a_watch_that_counts_is_an_input_error(make_features, shown, repository, tmp_path):

@@ -1,0 +1,119 @@
+"""Components from trained models to a served release."""
+
+from kfp.dsl import Dataset, Input, Markdown, Model, Output
+
+from watchrank_components.image import component
+
+
+@component
+def export_release(
+    ranking_model: Input[Model],
+    dataset: Input[Dataset],
+    ranking_results: Input[Dataset],
+    candidate_model: Input[Model],
+    candidate_dataset: Input[Dataset],
+    candidate_results: Input[Dataset],
+    store: Input[Dataset],
+    workspace: str,
+    feature_repo: str,
+    index: dict,
+    export: dict,
+    release: Output[Model],
+):
+    """Export the models to ONNX, check parity, and make the next release.
+
+    Args:
+        ranking_model: of `train_ranking`.
+        dataset: of `build_dataset`.
+        ranking_results: of `evaluate_ranking`; kept in the release's manifest.
+        candidate_model: of `train_candidates`.
+        candidate_dataset: of `build_candidate_dataset`.
+        candidate_results: of `evaluate_candidates`; kept in the release's manifest.
+        store: of `build_features`; gives the videos' features.
+        workspace: keeps the releases.
+        feature_repo: folder of the Feast definitions.
+        index: settings of the search for candidates.
+        export: settings of the export.
+        release: the release, whole.
+    """
+    import json
+    import shutil
+    from pathlib import Path
+
+    from watchrank.config import ExportSettings, IndexSettings, parse
+    from watchrank.export.release import Trained, export_release
+    from watchrank.feature_store import open_store
+    from watchrank.workspace import Workspace
+
+    place = Workspace(Path(workspace))
+    found = {"ranking": ranking_results, "candidate_generation": candidate_results}
+    folder = export_release(
+        Trained(
+            ranking=Path(ranking_model.path),
+            dataset=Path(dataset.path),
+            candidates=Path(candidate_model.path),
+            candidate_dataset=Path(candidate_dataset.path),
+        ),
+        open_store(Path(feature_repo), Path(store.metadata["folder"]), place.feature_store),
+        {name: json.loads(Path(results.path).read_text()) for name, results in found.items()},
+        place.releases,
+        parse(IndexSettings, index, "index"),
+        parse(ExportSettings, export, "export"),
+    )
+    shutil.copytree(folder, release.path)
+    release.metadata["folder"] = str(folder)
+
+
+@component
+def deploy_release(release: Input[Model], model_repository: str, deployment: dict) -> int:
+    """Load the release into Triton beside what serves, smoke-test it, and switch to it.
+
+    Args:
+        release: of `export_release`.
+        model_repository: what Triton serves from.
+        deployment: settings: where Triton listens.
+
+    Returns:
+        The number of the release that serves now.
+    """
+    from pathlib import Path
+
+    from watchrank.config import DeploymentSettings, parse
+    from watchrank.deployment.deploy import deploy
+
+    settings = parse(DeploymentSettings, deployment, "deployment")
+    return deploy(Path(release.path), Path(model_repository), settings).release
+
+
+@component
+def recommend(
+    release: Input[Model],
+    store: Input[Dataset],
+    deployed: int,
+    workspace: str,
+    feature_repo: str,
+    deployment: dict,
+    recommendations: Output[Markdown],
+):
+    """Ask Triton for a few users' videos, to see the whole path work.
+
+    Args:
+        release: of `export_release`.
+        store: of `build_features`.
+        deployed: of `deploy_release`.
+        workspace: holds Feast's registry and online store.
+        feature_repo: folder of the Feast definitions.
+        deployment: settings: where Triton listens.
+        recommendations: the answers, as a table.
+    """
+    from pathlib import Path
+
+    from watchrank.config import DeploymentSettings, parse
+    from watchrank.feature_store import open_store
+    from watchrank.serving.recommend import showcase
+    from watchrank.workspace import Workspace
+
+    state = Workspace(Path(workspace)).feature_store
+    feast = open_store(Path(feature_repo), Path(store.metadata["folder"]), state)
+    settings = parse(DeploymentSettings, deployment, "deployment")
+    Path(recommendations.path).write_text(showcase(feast, Path(release.path), settings))
