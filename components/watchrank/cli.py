@@ -237,7 +237,7 @@ def study(
         for row in found.rows:
             table.add_row(*row.values())
         console.print(table)
-        console.print(f"{found.note} Page: {runs.place.studies / chosen}.html")
+        console.print(f"{found.note} Page: {runs.place.studies / chosen}.html", markup=False)
 
 
 @app.command()

@@ -23,6 +23,7 @@ from watchrank.config import EngineSettings
 from watchrank.engine import connect
 from watchrank.errors import InputError
 from watchrank.schema import (
+    EVENT_TIMESTAMP,
     PAD_ID,
     USER_ACTIVITY,
     USER_PROFILE,
@@ -106,6 +107,28 @@ def materialise(store: FeatureStore, until: datetime) -> None:
     """
     with _bounded_engine(), contextlib.redirect_stdout(io.StringIO()):
         store.materialize(datetime.fromtimestamp(0, UTC), until)
+
+
+def push(store: FeatureStore, table: Table, rows: pd.DataFrame, known_from: datetime) -> None:
+    """Write newer features of some entities to the online store alone, as a stream does between two builds.
+
+    Args:
+        store: from `open_store`.
+        table: a feature table of `schema.FEATURE_TABLES`.
+        rows: its key and all its columns; lists may be shorter than the schema's length.
+        known_from: the instant from which the features hold, with a time zone.
+
+    Raises:
+        InputError: a column is missing or unknown.
+    """
+    wanted = {*table.key, *table.names}
+    if wanted != set(rows.columns):
+        raise InputError(
+            f"Rows for {table.name} differ from its columns in {sorted(wanted ^ set(rows.columns))}; "
+            f"give exactly {', '.join(sorted(wanted))}."
+        )
+    stamped = rows.assign(**{EVENT_TIMESTAMP: pd.Timestamp(known_from)})
+    store.write_to_online_store(table.name, df=stamped)
 
 
 def online_user_features(store: FeatureStore, user_ids: Sequence[int]) -> dict[str, np.ndarray]:
