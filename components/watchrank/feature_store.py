@@ -7,6 +7,7 @@ times `PAD_ID`, counts and sums 0, other floats NaN, lists empty (then padded).
 import contextlib
 import io
 import os
+import re
 import runpy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,16 +56,18 @@ def open_store(feature_repo: Path, features: Path, state: Path) -> FeatureStore:
     """Apply the definitions of `feature_repo` to the features of one folder and open the store.
 
     Args:
-        feature_repo: folder of `feature_store.yaml` and `definitions.py`.
+        feature_repo: folder of `feature_store.yaml` and `definitions.py`, or another such YAML file beside
+            them: `feature_store_redis.yaml` keeps online features in Redis.
         features: folder that `features.build_features` wrote.
         state: folder of the registry and the local online store; made when it is not there.
 
     Raises:
-        InputError: one of the two folders lacks its files.
+        InputError: one of the two folders lacks its files, or an environment variable of the file is not set.
     """
+    file = feature_repo if feature_repo.is_file() else feature_repo / "feature_store.yaml"
     for needed, remedy in (
-        (feature_repo / "feature_store.yaml", "give the project's feature_repo folder"),
-        (feature_repo / "definitions.py", "give the project's feature_repo folder"),
+        (file, "give the project's feature_repo folder"),
+        (file.parent / "definitions.py", "give the project's feature_repo folder"),
         (features / f"{USER_PROFILE.name}.parquet", "run `watchrank features` first"),
     ):
         if not needed.is_file():
@@ -72,8 +75,9 @@ def open_store(feature_repo: Path, features: Path, state: Path) -> FeatureStore:
     state.mkdir(parents=True, exist_ok=True)
     places = {"WATCHRANK_FEATURES": str(features.resolve()), "WATCHRANK_STATE": str(state.resolve())}
     with _environment(places):
-        store = FeatureStore(repo_path=str(feature_repo))
-        definitions = runpy.run_path(str(feature_repo / "definitions.py"))
+        _check_variables(file)
+        store = FeatureStore(repo_path=str(file.parent), fs_yaml_file=file)
+        definitions = runpy.run_path(str(file.parent / "definitions.py"))
     kinds = (Entity, FeatureView, FeatureService)
     store.apply([value for value in definitions.values() if isinstance(value, kinds)])
     return store
@@ -195,6 +199,12 @@ def _default(table: Table, column: Column) -> float:
     if column.nullable:
         return float("nan")
     return 0 if table in _COUNTED else PAD_ID
+
+
+def _check_variables(file: Path) -> None:
+    for name in re.findall(r"^[^#\n]*\$\{(\w+)\}", file.read_text(encoding="utf-8"), re.MULTILINE):
+        if name not in os.environ:
+            raise InputError(f"{file} needs the environment variable {name}, which is not set; set it.")
 
 
 @contextlib.contextmanager
