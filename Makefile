@@ -51,8 +51,8 @@ test-slow: env  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 .PHONY: study
-study: env  ## compare variants of the ranker over seeds: STUDY=hidden|inputs|objective|weighting, after `make run`
-	$(BIN)/watchrank dataset --workspace $(WORKSPACE) --config $(CONFIG)
+study: env  ## compare variants over seeds, after `make run`: STUDY=hidden|inputs|objective|weighting|depth|example_age|tied
+	$(BIN)/watchrank $(if $(filter depth example_age tied,$(STUDY)),candidate-dataset,dataset) --workspace $(WORKSPACE) --config $(CONFIG)
 	$(BIN)/watchrank study $(STUDY) --workspace $(WORKSPACE) $(foreach setting,$(SET),--set $(setting))
 
 $(VENV)/bench: $(VENV)/done

@@ -198,7 +198,7 @@ class CandidateSettings(Settings):
     tied: bool = Field(False, description="one table for watched videos and for the softmax's weights")
     recent: int = Field(5, ge=0, le=50, description="last watches that also make a bag of their own; 0: none")
     exclude: tuple[str, ...] = Field((), description="features to leave out, beside those the source lacks")
-    dropout: float = Field(0.5, ge=0, lt=1, description="share of the tower's inputs left out in training")
+    dropout: float = Field(0.5, ge=0, lt=1, description="share of the embedded inputs left out in training")
     feature_dim: int = Field(16, ge=1, description="width of the tokens' and categories' embeddings")
     max_videos: int = Field(2_000_000, ge=1, description="videos with a class: the most watched")
     max_tokens: int = Field(200_000, ge=1, description="search tokens with an embedding: the most frequent")
@@ -266,6 +266,31 @@ class DeploymentSettings(Settings):
     )
 
 
+class ServingSettings(Settings):
+    """The HTTP service in front of Triton. Each process of it counts for itself."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8_080, ge=1, le=65_535)
+    challenger: int | None = Field(
+        None, ge=1, description="release to try beside what serves; `watchrank deploy --no-switch` loads it"
+    )
+    challenger_share: float = Field(
+        0.05, ge=0, le=1, description="share of the users whom it answers, or for whom it is asked"
+    )
+    challenger_mode: Literal["canary", "shadow"] = Field(
+        "canary", description="canary: it answers its users; shadow: it is asked too, and only measured"
+    )
+    log_share: float = Field(0, ge=0, le=1, description="share of the users whose requests are logged")
+    max_request_bytes: int = Field(100_000, ge=1, description="a longer request is refused")
+    max_users: int = Field(100, ge=1, description="users a request")
+    requests_per_second: float = Field(
+        0, ge=0, description="of all callers of one process, with bursts of a second's; 0: no limit"
+    )
+    token_file: Path | None = Field(
+        None, description="file of the token that callers must bear; anyone may ask when not set"
+    )
+
+
 class Config(Settings):
     """The whole configuration of a run."""
 
@@ -284,6 +309,7 @@ class Config(Settings):
     gates: GateSettings = GateSettings()
     export: ExportSettings = ExportSettings()
     deployment: DeploymentSettings = DeploymentSettings()
+    serving: ServingSettings = ServingSettings()
 
     @classmethod
     def load(cls, path: Path | None = None, overrides: list[str] | None = None) -> Self:

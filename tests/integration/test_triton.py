@@ -466,6 +466,57 @@ def test_without_the_key_nothing_is_deployed(client, ranking, repository, tmp_pa
     assert_serves(client, repository, 1, 2)
 
 
+KILLED_DEPLOYMENT = """
+import os, signal, sys
+from pathlib import Path
+from watchrank.config import DeploymentSettings
+from watchrank.deployment import deploy as module
+
+settings = DeploymentSettings.model_validate_json(sys.argv[3])
+steps = int(sys.argv[4])
+
+def counted(function):
+    def call(*arguments, **options):
+        global steps
+        steps -= 1
+        if steps < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return call
+
+server = module._Server
+for place, name in [(Path, "replace"), (Path, "rename"), (server, "load"), (server, "unload")]:
+    setattr(place, name, counted(getattr(place, name)))
+module.deploy(Path(sys.argv[1]), Path(sys.argv[2]), settings)
+"""
+
+
+@pytest.mark.slow
+def test_a_deployment_killed_at_any_step_leaves_one_whole_release(client, ranking, repository, tmp_path):
+    first, second = make_release(tmp_path / "one", 1, 2), make_release(tmp_path / "two", 2, 3)
+    request = ranking_request(seed=9)
+    settings = ranking.model_copy(update={"keep_releases": 1})
+    answered, killed = set(), 0
+    while True:
+        deploy(first, repository, settings)
+        command = [sys.executable, "-c", KILLED_DEPLOYMENT, second, repository, settings.model_dump_json()]
+        done = subprocess.run([*command, str(killed)], check=False)
+        answer = infer(client, "ranking", request).as_numpy("expected_watch_time")
+        of = [n for n in (1, 2) if np.allclose(answer, ranking_answer(request, n + 1), rtol=1e-5)]
+        assert len(of) == 1
+        answered.update(of)
+        pointed = store.serving(repository, "ranking")
+        assert (repository / f"ranking_{pointed:06d}" / "1" / "model.onnx").is_file()
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+        killed += 1
+    assert killed >= 6
+    assert answered == {1, 2}
+    assert_serves(client, repository, 2, 3)
+    assert store.releases(repository) == [2]
+
+
 def damaged(folder):
     with (folder / "ranking" / "model.onnx").open("ab") as file:
         file.write(b"x")

@@ -69,13 +69,13 @@ class UserTower(nn.Module):
                 if name in self.names
             }
         )
+        self.dropout = nn.Dropout(settings.dropout)
         self.recent = settings.recent
         width = sum(self.embedding(domain).table.embedding_dim for domain in self.embeddings)
         width += settings.dim * (settings.recent > 0)
         width += 2 * ("age" in self.names) + 3 * ("example_age" in self.names)
         widths = [width, *(settings.dim * 2**level for level in reversed(range(settings.depth)))]
-        layers: list[nn.Module] = [nn.Dropout(settings.dropout)]
-        layers += [] if settings.depth else [nn.Linear(width, settings.dim)]
+        layers: list[nn.Module] = [] if settings.depth else [nn.Linear(width, settings.dim)]
         for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
@@ -91,6 +91,7 @@ class UserTower(nn.Module):
         parts = [self.embedding(domain).mean(x[ID_DOMAINS[domain]]) for domain in self.embeddings]
         if self.recent:
             parts.append(self.embedding("video").mean(x["watched_video_ids"][:, : self.recent].contiguous()))
+        parts = [self.dropout(torch.cat(parts, -1))]
         if "age" in self.names:
             years = x["age"]
             parts += [(years.nan_to_num(0.0) / OLDEST_AGE).clamp(0, 1), years.isnan().to(years.dtype)]

@@ -1,7 +1,6 @@
 """The studies of the watch-time ranker: what the paper reports or leaves open, as tables and plots."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,38 +8,8 @@ from matplotlib.axes import Axes
 from watchrank.config import HIDDEN_PRESETS
 from watchrank.datasets.ranking import RankingDataset, Split
 from watchrank.evaluation.evaluate import score, true_values
-from watchrank.evaluation.page import BLUE, GREEN, GREY, ORANGE, svg, write_page
-from watchrank.storage import write_json
-from watchrank.studies.runs import Estimate, Overrides, Run, Runs
-
-Row = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a study found: a table with its explanation, and plots."""
-
-    title: str
-    lead: str
-    rows: list[Row]
-    note: str
-    plots: list[str]
-
-    def write(self, runs: Runs, name: str) -> None:
-        """Write `<workspace>/studies/<name>.html` and `.json`."""
-        folder = runs.place.studies
-        columns = list(self.rows[0])
-        write_json(folder / f"{name}.json", {"title": self.title, "note": self.note, "rows": self.rows})
-        write_page(
-            folder / f"{name}.html",
-            "study.html.j2",
-            title=self.title,
-            lead=self.lead,
-            columns=columns,
-            rows=self.rows,
-            note=self.note,
-            plots=self.plots,
-        )
+from watchrank.evaluation.page import BLUE, GREEN, GREY, ORANGE, svg
+from watchrank.studies.runs import Estimate, Overrides, Run, Runs, Study
 
 
 def hidden_layers(runs: Runs) -> Study:
@@ -89,7 +58,7 @@ def _compare(runs: Runs, variants: Overrides, title: str, lead: str) -> Study:
         }
         for name, found in scores.items()
     ]
-    note = _seeds_note(runs)
+    note = runs.note
     plot = svg("Per-user loss", lambda axes: _intervals(axes, losses), width=7)
     return Study(title, lead, rows, note, [plot])
 
@@ -128,7 +97,7 @@ def objective(runs: Runs) -> Study:
         "The paper's objective and the exact one: calibration by click rate",
         f"Sum of exp(logit) over the sum of {against}, by surface; 1 is right.",
         rows,
-        _seeds_note(runs),
+        runs.note,
         [svg("Sum ratio by surface", lambda axes: _ratios(axes, ratios), width=7)],
     )
 
@@ -164,7 +133,7 @@ def weighting(runs: Runs) -> Study:
         "Weighting by the gradient or by resampling",
         "A click weighs its watch time: in the gradient, or by being drawn so much more often.",
         rows,
-        _seeds_note(runs) + " No calibration step. Bias and spread: of ln exp(logit), over the test window.",
+        runs.note + " No calibration step. Bias and spread: of ln exp(logit), over the test window.",
         plots,
     )
 
@@ -214,11 +183,6 @@ def _times(variants: dict[str, list[Run]]) -> dict[str, float]:
     }
     first = next(iter(rates.values()))
     return {name: float(first / rate) for name, rate in rates.items()}
-
-
-def _seeds_note(runs: Runs) -> str:
-    settings = f", with {' '.join(runs.overrides)}" if runs.overrides else ""
-    return f"Mean over {runs.seeds} seeds of the training{settings}, ± half its 95 % confidence interval."
 
 
 # -- Plots ----------------------------------------------------------------------------------------------
