@@ -51,7 +51,7 @@ test-slow: env  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 .PHONY: study
-study: env  ## compare variants over seeds, after `make run`: STUDY=hidden|inputs|objective|weighting|depth|example_age|tied
+study: env  ## compare variants over seeds, after `make run`: STUDY=hidden|inputs|objective|weighting|depth|example_age|tied|diversity
 	$(BIN)/watchrank $(if $(filter depth example_age tied,$(STUDY)),candidate-dataset,dataset) --workspace $(WORKSPACE) --config $(CONFIG)
 	$(BIN)/watchrank study $(STUDY) --workspace $(WORKSPACE) $(foreach setting,$(SET),--set $(setting))
 

@@ -215,7 +215,7 @@ def study(
         str,
         typer.Argument(
             help="hidden, inputs, objective or weighting of the ranker; depth, example_age or tied of "
-            "candidate generation; all of the ranker when not given"
+            "candidate generation; diversity of the last release; all of the ranker when not given"
         ),
     ] = "",
     seeds: Annotated[int, typer.Option(min=1, help="trainings a variant")] = 3,
@@ -223,10 +223,10 @@ def study(
     override: SetOption = None,
 ) -> None:
     """Compare variants of a model over seeds; write a table and a plot to <workspace>/studies."""
-    from watchrank.studies import candidates, ranking
+    from watchrank.studies import candidates, diversity, ranking
     from watchrank.studies.runs import Runs
 
-    studies = ranking.STUDIES | candidates.STUDIES
+    studies = ranking.STUDIES | candidates.STUDIES | diversity.STUDIES
     if name and name not in studies:
         raise InputError(f"There is no study {name!r}. There are: {', '.join(studies)}.")
     runs = Runs(Workspace(workspace), tuple(override or ()), seeds)
@@ -375,6 +375,53 @@ def recommend(
 
 
 @app.command()
+def drift(
+    log: Annotated[
+        Path | None, typer.Option(help="folder of a request log; the dataset's test window when not given")
+    ] = None,
+    workspace: WorkspaceOption = HERE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Hold features of now against those of the training window; write <workspace>/drift."""
+    from watchrank.datasets.ranking import RankingDataset
+    from watchrank.evaluation.drift import drift_report
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    data = RankingDataset.open(place.dataset)
+    events = place.events if log else None
+    found = drift_report(data.split("train"), log or data.split("test"), place.drift, events, settings.drift)
+    table = Table("feature", "PSI", "by chance", "reading")
+    for feature in found["features"][:15]:
+        values = (f"{feature[name]:.3f}" for name in ("psi", "noise"))
+        table.add_row(feature["name"], *values, feature["reading"])
+    console.print(table)
+    console.print(f"Report: {place.drift / 'drift.html'}")
+
+
+@app.command()
+def skew(
+    sample: Annotated[int, typer.Option(min=1, help="users, and videos, to compare")] = 1_000,
+    workspace: WorkspaceOption = HERE,
+    feature_repo: RepoOption = FEATURE_REPO,
+) -> None:
+    """Hold the online store's features against the offline ones; write <workspace>/skew."""
+    from watchrank.evaluation.skew import sampled_ids, skew_report
+    from watchrank.feature_store import open_store
+    from watchrank.schema import USER_PROFILE, VIDEO_PROFILE
+
+    place = Workspace(workspace)
+    store = open_store(feature_repo, place.features, place.feature_store)
+    users, videos = (sampled_ids(place.features, table, sample) for table in (USER_PROFILE, VIDEO_PROFILE))
+    found = skew_report(store, users, videos, None, place.skew)
+    console.print(
+        f"{len(found['features'])} features compared, {len(found['differing'])} differ"
+        f"{': ' if found['differing'] else ''}{', '.join(found['differing'])}."
+    )
+    console.print(f"Report: {place.skew / 'skew.html'}")
+
+
+@app.command()
 def serve(
     workspace: WorkspaceOption = HERE,
     triton_venv: Annotated[Path, typer.Option(help="environment of Triton")] = TRITON_VENV,
@@ -399,6 +446,26 @@ def serve(
             server.wait()
         except KeyboardInterrupt:
             console.print("Stopped.")
+
+
+@app.command()
+def serve_http(
+    workspace: WorkspaceOption = HERE,
+    feature_repo: RepoOption = FEATURE_REPO,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Answer over HTTP, with a page to look at, until Ctrl-C; it asks the running Triton."""
+    from watchrank.feature_store import open_store
+    from watchrank.serving.http import create_app, listen, serve
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    store = open_store(feature_repo, place.features, place.feature_store)
+    service = create_app(store, settings.deployment, settings.serving, place.request_log)
+    with listen(settings.serving) as listener:
+        url = f"http://{settings.serving.host}:{settings.serving.port}"
+        console.print(f"{url}/ shows answers, {url}/recommend gives them. Ctrl-C stops it.", soft_wrap=True)
+        serve(service, listener)
 
 
 def metrics_table(results: dict[str, dict[str, dict[str, float]]]) -> Table:

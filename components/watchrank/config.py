@@ -291,6 +291,22 @@ class ServingSettings(Settings):
     )
 
 
+class DriftSettings(Settings):
+    """The drift report."""
+
+    sample_rows: int = Field(200_000, ge=1, description="requests, and impressions, drawn from each side")
+    seed: int = Field(0, ge=0)
+    moderate_psi: float = Field(
+        0.1, gt=0, description="from this population stability index on a feature has shifted"
+    )
+    major_psi: float = Field(
+        0.25, gt=0, description="from this population stability index on a feature is another one"
+    )
+    window_seconds: int = Field(
+        3_600, ge=1, description="how long after a request an impression may come of it"
+    )
+
+
 class Config(Settings):
     """The whole configuration of a run."""
 
@@ -309,6 +325,7 @@ class Config(Settings):
     gates: GateSettings = GateSettings()
     export: ExportSettings = ExportSettings()
     deployment: DeploymentSettings = DeploymentSettings()
+    drift: DriftSettings = DriftSettings()
     serving: ServingSettings = ServingSettings()
 
     @classmethod

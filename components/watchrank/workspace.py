@@ -76,6 +76,16 @@ class Workspace:
         return self.root / "candidate_evaluation"
 
     @property
+    def drift(self) -> Path:
+        """The drift report."""
+        return self.root / "drift"
+
+    @property
+    def skew(self) -> Path:
+        """The skew report."""
+        return self.root / "skew"
+
+    @property
     def studies(self) -> Path:
         """Tables and plots of the studies, and the runs behind them."""
         return self.root / "studies"
@@ -94,6 +104,11 @@ class Workspace:
     def triton(self) -> Path:
         """The local Triton's log and backends."""
         return self.root / "triton"
+
+    @property
+    def request_log(self) -> Path:
+        """What was served to a share of the users, with its features."""
+        return self.root / "request_log"
 
     @property
     def runs(self) -> Path:

@@ -54,7 +54,7 @@ def run_training(
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(place.runs))
     with LocalTriton(venv=triton_venv, repository=place.model_repository, state=place.triton) as server:
         here = config.model_copy(update={"deployment": server.reached_by(config.deployment)})
-        sections = here.model_dump(mode="json", exclude_none=True)
+        sections = here.model_dump(mode="json", exclude_none=True, exclude={"serving"})
         try:
             run = training_pipeline(
                 workspace=str(place.root),

@@ -8,6 +8,7 @@ from kfp.dsl import HTML, Dataset, Markdown
 from watchrank.config import Config
 from watchrank_components import candidates as candidate_components
 from watchrank_components import data as data_components
+from watchrank_components import monitoring as monitoring_components
 from watchrank_components import ranking as ranking_components
 from watchrank_components import serving as serving_components
 
@@ -46,6 +47,7 @@ def training_pipeline(
     gates: dict = _DEFAULTS["gates"],
     export: dict = _DEFAULTS["export"],
     deployment: dict = _DEFAULTS["deployment"],
+    drift: dict = _DEFAULTS["drift"],
 ) -> Reports:
     """Raw logs to a release that Triton serves.
 
@@ -70,6 +72,7 @@ def training_pipeline(
         gates: What candidate generation must beat to be released.
         export: ONNX opset, IR version and parity tolerance.
         deployment: Where Triton listens.
+        drift: The report on features that shift.
     """
     log = data_components.prepare_log(data=data, source=source, workspace=workspace, simulation=simulation)
     log.set_display_name("Log")
@@ -97,6 +100,12 @@ def training_pipeline(
         split=split,
     ).set_display_name("Dataset")
     dataset = joined.outputs["dataset"]
+    monitoring_components.report_skew(
+        store=built.outputs["store"], workspace=workspace, feature_repo=feature_repo, sample=500
+    ).set_display_name("Skew report")
+    monitoring_components.report_drift(
+        dataset=dataset, request_log="", events="", drift=drift
+    ).set_display_name("Drift report")
     trained = ranking_components.train_ranking(
         dataset=dataset, ranking=ranking, training=training
     ).set_display_name("Training")

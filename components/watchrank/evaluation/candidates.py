@@ -62,10 +62,14 @@ def check_gates(results: dict[str, Any], gates: GateSettings) -> None:
 
 
 def softmax_scorer(task: SoftmaxLoss, data: CandidateDataset) -> Scorer:
-    """Return the scorer of a trained model; a video without a class comes after all others."""
+    """Return the scorer of a trained model; a video without a class comes after all others.
+
+    A held-out watch has the example age of its time, as a request has that is served then.
+    """
     task.eval()
     test = data.split("test")
-    batches = CandidateBatches(test, task.model.tower.names, 1)
+    end = data.manifest["end_seconds"]
+    batches = CandidateBatches(test, task.model.tower.names, 1, end_seconds=end)
     rows = task.model.vocabulary(torch.from_numpy(np.array(data.videos["video_id"]))).numpy()
 
     @torch.no_grad()

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from pydantic import Field
 
-from watchrank.config import Settings
+from watchrank.config import DriftSettings
 from watchrank.datasets.ranking import Split
 from watchrank.errors import InputError
 from watchrank.evaluation.drift_bins import TOP_IDS, Comparison, compare_ids, compare_numbers
@@ -19,22 +18,6 @@ from watchrank.storage import atomic_path, write_json
 
 PLOTTED = 6
 """Distributions that the page shows: those with the largest index, each once."""
-
-
-class DriftSettings(Settings):
-    """The drift report."""
-
-    sample_rows: int = Field(200_000, ge=1, description="requests, and impressions, drawn from each side")
-    seed: int = Field(0, ge=0)
-    moderate_psi: float = Field(
-        0.1, gt=0, description="from this population stability index on a feature has shifted"
-    )
-    major_psi: float = Field(
-        0.25, gt=0, description="from this population stability index on a feature is another one"
-    )
-    window_seconds: int = Field(
-        3_600, ge=1, description="how long after a request an impression may come of it"
-    )
 
 
 def drift_report(

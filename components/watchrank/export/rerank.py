@@ -11,6 +11,7 @@ Of equals, the candidate that was given first wins. `rerank_inputs` and `rerank_
 comes out.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,18 @@ def rerank_outputs(size: int) -> list[Tensor]:
         _numbers(RANKED_SECONDS, size, "their expected seconds of watching; 0 where there is no video"),
         _numbers(RANKED_SCORES, size, "their scores from candidate generation; 0 where there is no video"),
     ]
+
+
+def directions_of(graph: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the ids [N] and the directions [N, D] of the videos that a graph re-ranks by, sorted by id."""
+    model = onnx.load(graph)
+    (stored,) = (tensor for tensor in model.graph.initializer if tensor.name == "vectors")
+    greedy = next(a.g for node in model.graph.node for a in node.attribute if a.name == "then_branch")
+    lookup = next(node for node in greedy.node if node.op_type == "LabelEncoder")
+    (keys,) = (a.t for a in lookup.attribute if a.name == "keys_tensor")
+    ids = numpy_helper.to_array(keys)
+    order = np.argsort(ids)
+    return ids[order], numpy_helper.to_array(stored)[1:][order].astype(np.float32)
 
 
 def rerank_graph(

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from watchrank.config import DeploymentSettings
-from watchrank.errors import InputError
+from watchrank.errors import DeploymentError, InputError
 from watchrank.feature_store import online_user_features
 from watchrank.schema import EXPECTED_WATCH_TIME, PAD_ID, RECOMMEND_INPUTS, text_id
 from watchrank.serving.client import TritonClient
@@ -26,6 +27,9 @@ SMALLEST_EXCLUDED = 8
 """Lists of excluded ids are padded to this length or the next power of two: equal lengths share a batch."""
 
 Arrays = dict[str, np.ndarray]
+
+Observe = Callable[[str, float], object]
+"""Is told the name of a stage, "features" or "triton", and how many seconds it took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +94,34 @@ class Question:
 class Recommender:
     """Answers for users: Feast's online features, then Triton."""
 
-    def __init__(self, store: "FeatureStore", client: TritonClient) -> None:
+    def __init__(
+        self, store: "FeatureStore", client: TritonClient, observe: Observe = lambda stage, seconds: None
+    ) -> None:
         """Make the recommender.
 
         Args:
             store: opened by `feature_store.open_store`, materialised.
             client: of the server.
+            observe: is told how long each stage of a request to Triton took.
         """
-        self.store, self.client = store, client
+        self.store, self.client, self._observe = store, client, observe
+
+    async def user_features(self, user_ids: Sequence[int]) -> Arrays:
+        """Return the newest features of at least one user, each [n, *dims] as in `schema.USER_TENSORS`.
+
+        Raises:
+            DeploymentError: the online store does not answer.
+        """
+        parts = await asyncio.gather(*(self._features(user_ids[part]) for part in _parts(user_ids)))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     async def recommend(
-        self, user_ids: Sequence[int], question: Question = Question(), *, model: str | None = None
+        self,
+        user_ids: Sequence[int],
+        question: Question = Question(),
+        *,
+        model: str | None = None,
+        features: Arrays | None = None,
     ) -> list[Recommendation]:
         """Return the best videos of each user.
 
@@ -108,21 +129,56 @@ class Recommender:
             user_ids: users, in any number; one that the store does not know is answered as a newcomer.
             question: what is asked for them.
             model: `recommend` of a certain release by its numbered name; what serves when not given.
+            features: of the users, from `user_features`; read when not given.
 
         Raises:
-            DeploymentError: Triton does not answer.
+            DeploymentError: Triton or the online store does not answer.
         """
-        parts = [user_ids[first : first + LARGEST_BATCH] for first in range(0, len(user_ids), LARGEST_BATCH)]
-        answers = await asyncio.gather(*(self._part(part, question, model) for part in parts))
+        answers = await asyncio.gather(
+            *(
+                self._part(user_ids[part], question, model, features and rows_of(features, part))
+                for part in _parts(user_ids)
+            )
+        )
         return [answer for part in answers for answer in part]
 
     async def _part(
-        self, user_ids: Sequence[int], question: Question, model: str | None
+        self, user_ids: Sequence[int], question: Question, model: str | None, features: Arrays | None
     ) -> list[Recommendation]:
-        users = await asyncio.to_thread(online_user_features, self.store, user_ids)
+        users = await self._features(user_ids) if features is None else features
         request = users | question.tensors(len(user_ids))
-        answer = await self.client.infer("recommend", request, model=model)
+        with timed(self._observe, "triton"):
+            answer = await self.client.infer("recommend", request, model=model)
         return [_recommendation(user_id, answer, row) for row, user_id in enumerate(user_ids)]
+
+    async def _features(self, user_ids: Sequence[int]) -> Arrays:
+        with timed(self._observe, "features"):
+            try:
+                return await asyncio.to_thread(online_user_features, self.store, user_ids)
+            except Exception as error:  # each of Feast's stores raises errors of its own
+                raise DeploymentError(
+                    f"The online store does not answer ({type(error).__name__}); "
+                    "run `watchrank features`, or start the store."
+                ) from error
+
+
+@contextmanager
+def timed(observe: Observe, stage: str) -> Iterator[None]:
+    """Tell `observe` how many seconds the block took, whether it ended well or not."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        observe(stage, time.perf_counter() - start)
+
+
+def rows_of(arrays: Arrays, rows: slice | Sequence[int]) -> Arrays:
+    """Return some rows of every array."""
+    return {name: values[rows] for name, values in arrays.items()}
+
+
+def _parts(user_ids: Sequence[int]) -> list[slice]:
+    return [slice(first, first + LARGEST_BATCH) for first in range(0, len(user_ids), LARGEST_BATCH)]
 
 
 def _recommendation(user_id: int, answer: Arrays, row: int) -> Recommendation:

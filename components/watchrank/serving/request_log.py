@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def in_share(user_id: int, share: float, purpose: str) -> bool:
+    """Tell whether a user is in a share of all users: for good, by the first 60 bits of an MD5.
+
+    Who is in at one share is also in at every larger one. Different purposes choose independently.
+    """
+    return text_id(f"{purpose} {user_id}") < share * 2**60
+
+
 class RequestLog:
     """Keeps the requests of a share of the users; threads may share it, each process makes its own.
 
@@ -64,11 +72,8 @@ class RequestLog:
         self._closed = self._failing = False
 
     def keeps(self, user_id: int) -> bool:
-        """Tell whether a user is in the log: for good, by the first 60 bits of the MD5 of the id.
-
-        Who is in at one share is also in at every larger one.
-        """
-        return text_id(f"request log {user_id}") < self.share * 2**60
+        """Tell whether a user is in the log; see `in_share`."""
+        return in_share(user_id, self.share, "request log")
 
     def append(
         self,

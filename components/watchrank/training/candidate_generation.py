@@ -40,7 +40,7 @@ BLOCK = 16
 
 
 class CandidateBatches:
-    """One split of examples, cut into batches; the example age is 0 where it is not trained on."""
+    """One split of examples, cut into batches."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ def fit_candidates(
         task,
         _loss,
         batches,
-        CandidateBatches(validation, names, training.batch_size, share=share)
+        CandidateBatches(validation, names, training.batch_size, end_seconds=end, share=share)
         if len(validation["user_id"])
         else None,
         training,

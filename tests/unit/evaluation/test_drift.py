@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from watchrank.config import DriftSettings
 from watchrank.datasets.ranking import RankingDataset, Split
 from watchrank.errors import InputError
 from watchrank.evaluation import drift_samples
-from watchrank.evaluation.drift import DriftSettings, drift_report, reading
+from watchrank.evaluation.drift import drift_report, reading
 from watchrank.evaluation.drift_bins import compare_ids, compare_numbers
 from watchrank.evaluation.drift_samples import log_sample, split_sample
 from watchrank.evaluation.realised import realised_watch_time
