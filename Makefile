@@ -60,9 +60,13 @@ $(VENV)/bench: $(VENV)/done
 	touch $@
 
 .PHONY: bench
-bench: env $(VENV)/bench  ## speed beside other libraries, and large embedding tables
+bench: env $(VENV)/bench  ## speed of training and serving, beside other libraries; about half an hour
 	$(BIN)/python tests/benchmarks/training_throughput.py
 	$(BIN)/python tests/benchmarks/large_embeddings.py
+	$(BIN)/python tests/benchmarks/candidate_throughput.py
+	$(BIN)/python tests/benchmarks/index.py --threads 1
+	$(BIN)/python tests/benchmarks/recommend_latency.py
+	$(BIN)/python tests/benchmarks/switching_load.py
 
 .PHONY: bench-quality
 bench-quality: env $(VENV)/bench  ## the ranker beside LightGBM on WORKSPACE, after `make run`

@@ -428,10 +428,10 @@ def serve(
 ) -> None:
     """Keep a local Triton up on <workspace>/model_repository until Ctrl-C."""
     from watchrank.deployment.local_server import LocalTriton, Ports
-    from watchrank.deployment.model_repository import endpoints
+    from watchrank.deployment.model_repository import endpoints, loaded
 
     place = Workspace(workspace)
-    models = endpoints(place.model_repository)
+    models = [*endpoints(place.model_repository), *loaded(place.model_repository)]
     if not models:
         raise InputError(f"{place.model_repository} holds no model. Run `make run` first.")
     with LocalTriton(

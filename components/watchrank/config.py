@@ -189,7 +189,7 @@ class CandidateSettings(Settings):
     """The architecture of candidate generation."""
 
     depth: int = Field(
-        1,
+        3,
         ge=0,
         le=4,
         description="hidden layers of the user tower, each twice as wide as the next; 0: linear",
@@ -271,6 +271,7 @@ class ServingSettings(Settings):
 
     host: str = "127.0.0.1"
     port: int = Field(8_080, ge=1, le=65_535)
+    timeout_seconds: float = Field(2, gt=0, description="how long Triton may take for an answer")
     challenger: int | None = Field(
         None, ge=1, description="release to try beside what serves; `watchrank deploy --no-switch` loads it"
     )

@@ -60,6 +60,12 @@ def endpoints(repository: Path) -> list[str]:
     return sorted(name for name in names if not _NUMBERED.fullmatch(name))
 
 
+def loaded(repository: Path) -> list[str]:
+    """Return the endpoints' models of every release that is there: what a server starts with, beside them."""
+    names = (name_of(name, release) for release in releases(repository) for name in endpoints(repository))
+    return [name for name in names if (repository / name / CONFIG).is_file()]
+
+
 def publish(folder: Path, release: int, repository: Path) -> None:
     """Write the models of a release under its number; no server takes them up before it is told to.
 

@@ -64,7 +64,7 @@ def seconds_since_channel_watch(x: Features) -> Tensor:
 
 def channel_watches(x: Features) -> Tensor:
     """How many of the user's last watches were of the candidate's channel [B, K]."""
-    return _same_channel(x).sum(-1).float()
+    return _same_channel(x).float().sum(-1)
 
 
 def watches(x: Features) -> Tensor:
@@ -81,7 +81,7 @@ def channel_share(x: Features) -> Tensor:
 def previous_impressions(x: Features) -> Tensor:
     """How often the candidate was among the last videos shown to the user [B, K]."""
     shown = x["impression_video_ids"].unsqueeze(1) == x["video_id"].unsqueeze(2)
-    return shown.sum(-1).float()
+    return shown.float().sum(-1)
 
 
 def mean_watched_seconds(x: Features) -> Tensor:

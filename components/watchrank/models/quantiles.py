@@ -53,14 +53,17 @@ class QuantileNormaliser(nn.Module):
         A value that holds many quantiles, as 0 does in a count, has the share of values up to it.
         """
         known = x.nan_to_num(0.0)
-        share = self._by_comparing(known) if torch.onnx.is_in_onnx_export() else self._by_searching(known)
+        share = self._by_counting(known) if torch.onnx.is_in_onnx_export() else self._by_searching(known)
         return torch.where(x.isnan(), 0.0, share)
 
-    def _by_comparing(self, x: Tensor) -> Tensor:
-        """With operators that ONNX has: the mean of how far x is through each interval."""
-        beyond = x.unsqueeze(-1) - self.lower
-        part = (beyond / self.width.clamp(min=_TINY)).clamp(min=0)
-        return torch.where(beyond >= self.width, 1.0, part).mean(-1)
+    def _by_counting(self, x: Tensor) -> Tensor:
+        """With operators that ONNX has: the quantiles up to x are counted, in float, which sums fastest."""
+        features, steps = self.lower.shape
+        place = ((x.unsqueeze(-1) >= self.lower).float().sum(-1) - 1).clamp(min=0)
+        cell = place.long() + torch.arange(features) * steps
+        beyond, width = x - self.lower.flatten()[cell], self.width.flatten()[cell]
+        part = torch.where(beyond >= width, 1.0, (beyond / width.clamp(min=_TINY)).clamp(min=0))
+        return (place + part) / steps
 
     def _by_searching(self, x: Tensor) -> Tensor:
         """The same by binary search, which is several times faster in training."""

@@ -121,7 +121,8 @@ class Service:
         """Describe the service; see `create_app`."""
         self.log = RequestLog(log, settings.log_share)
         self.metrics = Metrics(self.log)
-        self._store, self._deployment, self._settings = store, deployment, settings
+        self._store, self._settings = store, settings
+        self._deployment = deployment.model_copy(update={"timeout_seconds": settings.timeout_seconds})
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
