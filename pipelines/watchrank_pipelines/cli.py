@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from watchrank.cli import ConfigOption, RepoOption, SetOption, WorkspaceOption, metrics_table
-from watchrank.cli import run as run_command
+from watchrank.cli.app import ConfigOption, RepoOption, SetOption, WorkspaceOption, metrics_table
+from watchrank.cli.app import run as run_command
 from watchrank.config import Config
 from watchrank.storage import atomic_path
 

@@ -1,5 +1,6 @@
 """torch to ONNX: the serving graph, at the opset and IR version of the oldest supported Triton."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,6 +95,7 @@ def _export(
     shapes: tuple[dict[int, torch.export.Dim], ...],
     settings: ExportSettings,
 ) -> ModelProto:
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # no torchvision
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

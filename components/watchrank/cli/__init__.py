@@ -1,0 +1,11 @@
+"""The `watchrank` command line."""
+
+from watchrank.cli import building, serving
+from watchrank.cli.app import app, run
+
+__all__ = ["app", "building", "main", "serving"]
+
+
+def main() -> None:
+    """Run `watchrank`."""
+    run(app)

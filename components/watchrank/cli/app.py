@@ -1,0 +1,67 @@
+"""What the commands of `watchrank` share: the application, its options, its errors and tables."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from watchrank.errors import WatchrankError
+
+HELP = """The `watchrank` command: one subcommand a stage, all on one workspace folder.
+
+Exit codes: 0 done; 1 unexpected; 2 bad input or usage; 3 the data failed validation; 4 the exported
+graph differs from the model; 5 the server did not take up the release; 6 a model does not beat its gates.
+"""
+
+app = typer.Typer(
+    help=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 110},
+)
+console = Console()
+
+WorkspaceOption = Annotated[Path, typer.Option("--workspace", help="folder that the stages read and write")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="one setting, as section.key=value; may be repeated")
+]
+RepoOption = Annotated[Path, typer.Option("--feature-repo", help="folder of the Feast definitions")]
+
+ReleaseOption = Annotated[
+    int | None, typer.Option("--release", help="number of the release; the last when not given")
+]
+
+HERE = Path("work")
+ENDPOINT = "recommend"
+FEATURE_REPO = Path("feature_repo")
+TRITON_VENV = Path(".venv-triton")
+
+
+def metrics_table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """Return the metrics of each model of an evaluation as a table."""
+    models = results["models"]
+    names = list(next(iter(models.values())))
+    table = Table("model", *names)
+    for model, values in sorted(models.items(), key=lambda item: item[0] not in ("ranker", "tower")):
+        table.add_row(model, *(f"{values[name]:.4f}" for name in names))
+    return table
+
+
+def run(command: typer.Typer) -> None:
+    """Run a command line; a known error is one sentence on stderr and its exit code."""
+    logging.basicConfig(
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )
+    logging.getLogger("watchrank").setLevel(logging.INFO)
+    try:
+        command()
+    except WatchrankError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,241 @@
+"""Commands from trained models to answers: releases, deployment, servers."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from watchrank.cli.app import (
+    ENDPOINT,
+    FEATURE_REPO,
+    HERE,
+    TRITON_VENV,
+    ConfigOption,
+    ReleaseOption,
+    RepoOption,
+    SetOption,
+    WorkspaceOption,
+    app,
+    console,
+)
+from watchrank.config import Config, DeploymentSettings
+from watchrank.errors import InputError
+from watchrank.workspace import Workspace
+
+
+@app.command()
+def export(
+    workspace: WorkspaceOption = HERE,
+    feature_repo: RepoOption = FEATURE_REPO,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Export both models to ONNX, check parity, and make the next release in <workspace>/releases."""
+    from watchrank.export.release import Trained, export_release
+    from watchrank.feature_store import open_store
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    metrics = {
+        "ranking": _read_metrics(place.evaluation, "evaluate"),
+        "candidate_generation": _read_metrics(place.candidate_evaluation, "evaluate-candidates"),
+    }
+    trained = Trained(
+        ranking=place.model,
+        dataset=place.dataset,
+        candidates=place.candidate_model,
+        candidate_dataset=place.candidate_dataset,
+    )
+    store = open_store(feature_repo, place.features, place.feature_store)
+    with console.status("exporting and checking parity"):
+        release = export_release(trained, store, metrics, place.releases, settings.index, settings.export)
+    console.print(f"Release {release}.")
+
+
+@app.command()
+def refresh(
+    release: ReleaseOption = None,
+    workspace: WorkspaceOption = HERE,
+    feature_repo: RepoOption = FEATURE_REPO,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Make the next release out of an earlier one, with the videos' features of now; nothing is trained."""
+    from watchrank.export.release import refresh_release
+    from watchrank.feature_store import open_store
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    store = open_store(feature_repo, place.features, place.feature_store)
+    with console.status("renewing the features of the videos"):
+        made = refresh_release(
+            _release(place, release), place.dataset, store, place.releases, settings.export
+        )
+    console.print(f"Release {made}.")
+
+
+@app.command()
+def releases(workspace: WorkspaceOption = HERE) -> None:
+    """List the releases of <workspace>: when they were made, of which data, and which one serves."""
+    from watchrank.deployment import model_repository
+    from watchrank.releases import read_manifest, release_numbers
+
+    place = Workspace(workspace)
+    serving = model_repository.serving(place.model_repository, ENDPOINT)
+    loaded = model_repository.releases(place.model_repository)
+    table = Table("release", "created", "data until", "per-user loss", "recall@100", "state")
+    for number in release_numbers(place.releases):
+        manifest = read_manifest(place.releases / f"{number:06d}")
+        models = {name: found["models"] for name, found in manifest["metrics"].items()}
+        state = "serves" if number == serving else "loaded" if number in loaded else ""
+        table.add_row(
+            str(number),
+            manifest["created"],
+            manifest["data"]["test"]["until"],
+            f"{models['ranking']['ranker']['per_user_loss']:.4f}",
+            f"{models['candidate_generation']['tower']['recall@100']:.4f}",
+            state,
+        )
+    console.print(table)
+
+
+@app.command()
+def deploy(
+    release: ReleaseOption = None,
+    switch: Annotated[bool, typer.Option(help="serve it; else it is loaded beside what serves")] = True,
+    workspace: WorkspaceOption = HERE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Load a release into the running Triton, smoke-test it, and let it serve."""
+    from watchrank.deployment.deploy import deploy
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    folder = _release(place, release)
+    console.print(deploy(folder, place.model_repository, _reached(place, settings), switch=switch))
+
+
+@app.command()
+def rollback(
+    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+) -> None:
+    """Let the release before the one that serves answer again; `deploy --release` names another one."""
+    from watchrank.deployment.deploy import deploy, release_before
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    folder = _release(place, release_before(place.model_repository, ENDPOINT))
+    console.print(deploy(folder, place.model_repository, _reached(place, settings)))
+
+
+@app.command()
+def recommend(
+    users: Annotated[list[int], typer.Argument(help="user ids")],
+    k: Annotated[int, typer.Option(help="videos a user")] = 10,
+    surface: Annotated[str | None, typer.Option(help="where they will be shown")] = None,
+    exclude: Annotated[list[int] | None, typer.Option(help="a video not to answer; may be repeated")] = None,
+    diversity: Annotated[float, typer.Option(help="0 (off) to 1: how unlike each other")] = 0.0,
+    channel_limit: Annotated[int, typer.Option(help="most videos of one channel; 0: no limit")] = 0,
+    workspace: WorkspaceOption = HERE,
+    feature_repo: RepoOption = FEATURE_REPO,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Ask the running Triton for users' videos, ranked by expected watch seconds."""
+    from watchrank.feature_store import open_store
+    from watchrank.serving.recommend import Question, ask
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    store = open_store(feature_repo, place.features, place.feature_store)
+    question = Question(
+        k=k, surface=surface, excluded=exclude or [], diversity=diversity, channel_limit=channel_limit
+    )
+    for answer in asyncio.run(ask(store, settings.deployment, users, question)):
+        table = Table("video", "expected watch, s", "candidate score")
+        table.title = f"user {answer.user_id}, release {answer.release}"
+        for video, seconds, score in zip(
+            answer.video_ids, answer.expected_watch_seconds, answer.candidate_scores, strict=True
+        ):
+            table.add_row(str(video), f"{seconds:.1f}", f"{score:.2f}")
+        console.print(table)
+
+
+@app.command()
+def serve(
+    workspace: WorkspaceOption = HERE,
+    triton_venv: Annotated[Path, typer.Option(help="environment of Triton")] = TRITON_VENV,
+) -> None:
+    """Keep a local Triton up on <workspace>/model_repository until Ctrl-C."""
+    from watchrank.deployment.local_server import LocalTriton, Ports
+    from watchrank.deployment.model_repository import endpoints, loaded
+
+    place = Workspace(workspace)
+    models = [*endpoints(place.model_repository), *loaded(place.model_repository)]
+    if not models:
+        raise InputError(f"{place.model_repository} holds no model. Run `make run` first.")
+    with LocalTriton(
+        venv=triton_venv, repository=place.model_repository, state=place.triton, ports=Ports(), models=models
+    ) as server:
+        console.print(
+            _how_to_query(server.settings.http_url, server.settings.grpc_url, workspace),
+            markup=False,
+            soft_wrap=True,
+        )
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            console.print("Stopped.")
+
+
+@app.command()
+def serve_http(
+    workspace: WorkspaceOption = HERE,
+    feature_repo: RepoOption = FEATURE_REPO,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Answer over HTTP, with a page to look at, until Ctrl-C; it asks the running Triton."""
+    from watchrank.feature_store import open_store
+    from watchrank.serving.http import create_app, listen, serve
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    store = open_store(feature_repo, place.features, place.feature_store)
+    service = create_app(store, settings.deployment, settings.serving, place.request_log)
+    with listen(settings.serving) as listener:
+        url = f"http://{settings.serving.host}:{settings.serving.port}"
+        console.print(f"{url}/ shows answers, {url}/recommend gives them. Ctrl-C stops it.", soft_wrap=True)
+        serve(service, listener)
+
+
+def _read_metrics(folder: Path, command: str) -> dict[str, object]:
+    try:
+        metrics: dict[str, object] = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Cannot read the metrics in {folder}: {error}. Run `watchrank {command}`."
+        ) from None
+    return metrics
+
+
+def _reached(place: Workspace, settings: Config) -> DeploymentSettings:
+    """Return how Triton is reached: with the key of the local one when no other is given."""
+    key = place.triton / "admin_key"
+    if settings.deployment.admin_key_file or not key.exists():
+        return settings.deployment
+    return settings.deployment.model_copy(update={"admin_key_file": key})
+
+
+def _release(place: Workspace, number: int | None) -> Path:
+    from watchrank.releases import release_numbers
+
+    numbers = release_numbers(place.releases)
+    if not numbers or (number or numbers[-1]) not in numbers:
+        raise InputError(f"{place.releases} has no release {number or ''}. There are: {numbers or 'none'}.")
+    return place.releases / f"{number or numbers[-1]:06d}"
+
+
+def _how_to_query(http_url: str, grpc_url: str, workspace: Path) -> str:
+    return f"""Triton is up: HTTP {http_url}, gRPC {grpc_url}. Ctrl-C stops it.
+  watchrank recommend --workspace {workspace} <user id> ...      features from Feast, ranked by Triton
+  curl {http_url}/v2/models/recommend                    the model's inputs and outputs
+  curl {http_url}/v2/models/recommend/stats              how much it was asked"""
