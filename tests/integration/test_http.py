@@ -44,9 +44,7 @@ def store(prepared):
 @pytest.fixture(scope="module")
 def challenger(released, trained, store):
     """A second release: the same models, another number."""
-    return refresh_release(
-        released, trained.place.dataset, store, trained.place.releases, trained.config.export
-    )
+    return refresh_release(released, store, trained.place.releases, trained.config.export)
 
 
 @pytest.fixture(scope="module")

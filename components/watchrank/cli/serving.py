@@ -69,9 +69,7 @@ def refresh(
     place, settings = Workspace(workspace), Config.load(config, override)
     store = open_store(feature_repo, place.features, place.feature_store)
     with console.status("renewing the features of the videos"):
-        made = refresh_release(
-            _release(place, release), place.dataset, store, place.releases, settings.export
-        )
+        made = refresh_release(_release(place, release), store, place.releases, settings.export)
     console.print(f"Release {made}.")
 
 

@@ -1,5 +1,6 @@
 """Releases: one immutable, numbered folder that holds all that serves together."""
 
+import json
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -49,8 +50,7 @@ GOLDEN_CANDIDATES = 8
 GOLDEN_K = 10
 POPULAR_VIDEOS = 500
 MAX_BATCH_SIZE = 64
-SMALLEST_GAP = 1e-3
-"""Relative difference of two videos' seconds in a golden answer: another server must not swap them."""
+_INPUTS = (*RECOMMEND_INPUTS, *RANKING_INPUTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +121,17 @@ def export_release(
     return releases / f"{number:06d}"
 
 
-def refresh_release(
-    release: Path, dataset: Path, store: "FeatureStore", releases: Path, settings: ExportSettings
-) -> Path:
+def refresh_release(release: Path, store: "FeatureStore", releases: Path, settings: ExportSettings) -> Path:
     """Make the next release out of an earlier one with the videos' features as of now; nothing is trained.
 
     Args:
         release: the earlier one.
-        dataset: of ranking; the golden requests come from it.
         store: gives the features of the videos.
         releases: folder of all releases.
         settings: of the export.
     """
     manifest = read_manifest(release)
-    data = RankingDataset.open(dataset)
+    golden = json.loads((release / "golden.json").read_text(encoding="utf-8"))
     with next_release(releases) as (number, fresh):
         shutil.copytree(release, fresh, dirs_exist_ok=True)
         (fresh / MANIFEST).unlink()
@@ -144,7 +141,7 @@ def refresh_release(
         found = video_features.catalogue_features(store, videos, datetime.now(UTC))
         save_graph(video_features.feature_graph(videos, found, outputs, settings), graph)
         recommend.set_release(fresh / "rerank" / "model.onnx", number)
-        write_json(fresh / "golden.json", _golden(fresh, data, settings))
+        write_json(fresh / "golden.json", _answered_again(golden, fresh))
         manifest |= {
             "release": number,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -282,7 +279,8 @@ def _golden(release: Path, data: RankingDataset, settings: ExportSettings) -> di
     inputs = [spec for spec in RANKING_INPUTS if spec.name in graphs.inputs("ranking")]
     slates = _as_slates(inputs, _last_rows(data, inputs, GOLDEN_REQUESTS * GOLDEN_CANDIDATES))
     rows = recommend_requests(data, graphs.inputs(recommend.MODEL), 16 * GOLDEN_REQUESTS)
-    rows = {name: value[_clear(graphs.run(recommend.MODEL, rows))] for name, value in rows.items()}
+    clear = _clearest(graphs.run(recommend.MODEL, rows))
+    rows = {name: value[clear] for name, value in rows.items()}
     of_candidates = {name: rows[name] for name in graphs.inputs("candidate_generation")}
     requests = [
         _golden_request(graphs, model, request)
@@ -293,6 +291,16 @@ def _golden(release: Path, data: RankingDataset, settings: ExportSettings) -> di
         )
     ]
     return {"tolerance": settings.tolerance, "requests": requests}
+
+
+def _answered_again(golden: dict[str, Any], release: Path) -> dict[str, Any]:
+    """Return the golden requests of another release with the answers of this one."""
+    graphs, kinds = recommend.ReleaseGraphs(release), {spec.name: spec.dtype for spec in _INPUTS}
+    requests = []
+    for request in golden["requests"]:
+        arrays = {name: np.array(value, kinds[name]) for name, value in request["inputs"].items()}
+        requests.append(_golden_request(graphs, request["model"], arrays))
+    return golden | {"requests": requests}
 
 
 def _golden_request(graphs: recommend.ReleaseGraphs, model: str, request: Arrays) -> dict[str, Any]:
@@ -306,8 +314,8 @@ def _golden_request(graphs: recommend.ReleaseGraphs, model: str, request: Arrays
     }
 
 
-def _clear(answer: dict[str, np.ndarray]) -> np.ndarray:
-    """Return a few rows in whose answers no two neighbours have about the same seconds."""
+def _clearest(answer: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the few rows in whose answers neighbours differ most: another server must not swap them."""
     seconds = answer[EXPECTED_WATCH_TIME][:, :GOLDEN_K]
     gaps = -np.diff(seconds, axis=1) / np.maximum(seconds[:, :-1], 1e-3)
     order = np.argsort(-gaps.min(axis=1, initial=np.inf), kind="stable")

@@ -80,7 +80,7 @@ def test_a_refreshed_release_has_new_features_of_videos_and_the_same_models(rele
     monkeypatch.setattr(video_features, "catalogue_features", counted_more)
     before = checksums(released)
     releases = trained.place.releases
-    fresh = refresh_release(released, trained.place.dataset, trained.store, releases, ExportSettings())
+    fresh = refresh_release(released, trained.store, releases, ExportSettings())
     assert int(fresh.name) > int(released.name)
     assert checksums(released) == before
     assert verify(fresh)["refreshed_from"] == int(released.name)
