@@ -8,7 +8,14 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from watchrank.cli.app import ConfigOption, RepoOption, SetOption, WorkspaceOption, metrics_table
+from watchrank.cli.app import (
+    ConfigOption,
+    RepoOption,
+    SetOption,
+    WorkspaceOption,
+    metrics_table,
+    newcomers,
+)
 from watchrank.cli.app import run as run_command
 from watchrank.config import Config
 from watchrank.storage import atomic_path
@@ -46,7 +53,9 @@ def run(
     console.print(Markdown((reports / "recommendations.md").read_text()))
     results = json.loads((reports / "metrics.json").read_text())
     console.print(metrics_table(results))
-    console.print(metrics_table(json.loads((reports / "candidate_metrics.json").read_text())))
+    candidates = json.loads((reports / "candidate_metrics.json").read_text())
+    console.print(metrics_table(candidates))
+    console.print(newcomers(candidates), soft_wrap=True)
     if "truth" in results:
         console.print(f"Predicted / true expected watch time: {results['truth']['sum_ratio']:.4f}")
     console.print(f"Report: {reports / 'ranking.html'}")

@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -51,6 +51,13 @@ def metrics_table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
     for model, values in sorted(models.items(), key=lambda item: item[0] not in ("ranker", "tower")):
         table.add_row(model, *(f"{values[name]:.4f}" for name in names))
     return table
+
+
+def newcomers(results: dict[str, Any]) -> str:
+    """Return in words how users without a history were answered in an evaluation of candidates."""
+    found = results["newcomers"]
+    values = [f"{name} {metrics['recall@100']:.4f}" for name, metrics in found["models"].items()]
+    return f"recall@100 of the {found['users']:,} users without a history: {', '.join(values) or 'none'}"
 
 
 def run(command: typer.Typer) -> None:

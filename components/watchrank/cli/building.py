@@ -18,6 +18,7 @@ from watchrank.cli.app import (
     app,
     console,
     metrics_table,
+    newcomers,
 )
 from watchrank.config import Config
 from watchrank.errors import InputError
@@ -183,6 +184,7 @@ def evaluate_candidates(
             place.candidate_model, place.candidate_dataset, place.candidate_evaluation
         )
     console.print(metrics_table(results))
+    console.print(newcomers(results), soft_wrap=True)
     check_gates(results, settings.gates)
 
 

@@ -10,7 +10,8 @@ from watchrank.config import GateSettings
 from watchrank.datasets.candidates import CandidateDataset
 from watchrank.errors import GateError
 from watchrank.evaluation.candidate_baselines import BASELINES
-from watchrank.evaluation.retrieval import Scorer, evaluate_retrieval
+from watchrank.evaluation.retrieval import Scorer, evaluate_retrieval, rank_metrics
+from watchrank.schema import PAD_ID
 from watchrank.storage import atomic_path, write_json
 from watchrank.training.candidate_generation import CandidateBatches, load_model
 from watchrank.training.softmax import SoftmaxLoss
@@ -27,14 +28,19 @@ def evaluate_candidates(model: Path, dataset: Path, output: Path) -> dict[str, A
         output: folder for the results.
 
     Returns:
-        What `metrics.json` holds: the metrics of `tower` and of each baseline.
+        What `metrics.json` holds: the metrics of `tower` and of each baseline, under `models`; and under
+        `newcomers` those of the `users` who have watched nothing before.
     """
     data = CandidateDataset.open(dataset)
     scorers = {"tower": softmax_scorer(SoftmaxLoss(load_model(model)), data)}
     scorers |= {name: learn(data) for name, learn in BASELINES.items()}
+    found = {name: evaluate_retrieval(data, scorer) for name, scorer in scorers.items()}
+    new = (data.split("test")["watched_video_ids"] == PAD_ID).all(axis=1)
+    of_new = {name: rank_metrics(each.ranks[new]) for name, each in found.items()} if new.any() else {}
     results: dict[str, Any] = {
-        "test_users": data.manifest["splits"]["test"]["rows"],
-        "models": {name: evaluate_retrieval(data, scorer).metrics for name, scorer in scorers.items()},
+        "test_users": len(new),
+        "models": {name: each.metrics for name, each in found.items()},
+        "newcomers": {"users": int(new.sum()), "models": of_new},
     }
     with atomic_path(output) as fresh:
         fresh.mkdir()

@@ -132,6 +132,10 @@ def test_evaluation_stands_beside_the_baselines_and_the_gate_names_what_is_not_b
     results = evaluate_candidates(tmp_path / "model", dataset.path, tmp_path / "evaluation")
     assert results["models"].keys() == {"tower", "popularity", "segment_popularity", "last_items_knn"}
     assert (tmp_path / "evaluation" / "metrics.json").exists()
+    nothing = (dataset.split("test")["watched_video_ids"] == -1).all(axis=1)
+    assert 0 < results["newcomers"]["users"] == nothing.sum() < len(nothing)
+    of_newcomers = results["newcomers"]["models"]["tower"]["recall@100"]
+    assert of_newcomers * nothing.sum() == pytest.approx(round(of_newcomers * nothing.sum()))
     better = {"recall@100": 0.9, "map": 0.9}
     check_gates({"models": results["models"] | {"tower": better}}, GateSettings())
     with pytest.raises(GateError, match=r"map 0\.0000 against last_items_knn"):
