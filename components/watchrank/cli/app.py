@@ -44,12 +44,12 @@ TRITON_VENV = Path(".venv-triton")
 
 
 def metrics_table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
-    """Return the metrics of each model of an evaluation as a table."""
+    """Return the metrics of each model of an evaluation as a table, a column a model, ours first."""
     models = results["models"]
-    names = list(next(iter(models.values())))
-    table = Table("model", *names)
-    for model, values in sorted(models.items(), key=lambda item: item[0] not in ("ranker", "tower")):
-        table.add_row(model, *(f"{values[name]:.4f}" for name in names))
+    order = sorted(models, key=lambda model: model not in ("ranker", "tower"))
+    table = Table("metric", *order)
+    for name in models[order[0]]:
+        table.add_row(name, *(f"{models[model][name]:.4f}" for model in order))
     return table
 
 
