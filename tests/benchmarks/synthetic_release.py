@@ -21,6 +21,7 @@ from watchrank.datasets.ranking import RankingDataset
 from watchrank.export import release as export
 from watchrank.export import video_features
 from watchrank.export.candidates import candidate_graph
+from watchrank.export.golden import golden_requests, recommend_requests
 from watchrank.export.onnx import save_graph
 from watchrank.export.recommend import ReleaseGraphs
 from watchrank.feature_store import open_store
@@ -145,7 +146,7 @@ def write_release(made: Synthetic, releases: Path) -> Path:
         )
         for model, config in export.triton_configs(tower.tower.names, names, absent, size).items():
             made_in(fresh, model).with_name("config.pbtxt").write_text(config)
-        write_json(fresh / "golden.json", export._golden(fresh, made.data, EXPORT))
+        write_json(fresh / "golden.json", golden_requests(fresh, made.data, EXPORT))
         manifest = {"release": number, "endpoints": export.ENDPOINTS, "files": checksums(fresh)}
         write_json(fresh / MANIFEST, manifest)
     return releases / f"{number:06d}"
@@ -160,7 +161,7 @@ def made_in(release: Path, model: str) -> Path:
 def requests_of(data: RankingDataset, release: Path, videos: int, first_id: int = 0) -> list[Arrays]:
     """Return requests of one user each, who has watched videos of about one cluster."""
     names = [spec.name for spec in ReleaseGraphs(release)._config.input]
-    rows = export.recommend_requests(data, names, REQUESTS)
+    rows = recommend_requests(data, names, REQUESTS)
     count = len(rows["now"])
     first = np.random.default_rng(0).integers(videos - WATCH_HISTORY, size=(count, 1))
     rows |= {"watched_video_ids": first_id + first + np.arange(WATCH_HISTORY), "k": np.full((count, 1), K)}

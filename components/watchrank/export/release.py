@@ -13,25 +13,21 @@ import pandas as pd
 
 from watchrank import __version__
 from watchrank.config import ExportSettings, IndexSettings
-from watchrank.datasets.batches import RankingBatches
 from watchrank.datasets.candidates import CandidateDataset
 from watchrank.datasets.ranking import RankingDataset, Split
-from watchrank.errors import InputError
 from watchrank.export import candidates, recommend, rerank, video_features
+from watchrank.export.golden import answered_again, as_slates, golden_requests, last_rows
 from watchrank.export.onnx import export_onnx, save_graph
-from watchrank.export.parity import Arrays, Parity, check_parity, edge_cases
+from watchrank.export.parity import Parity, check_parity, edge_cases
 from watchrank.export.triton_config import triton_config
 from watchrank.models.candidate_generation import CandidateModel
 from watchrank.models.ranking import ExpectedWatchTime, RankingModel
 from watchrank.releases import MANIFEST, checksums, next_release, read_manifest
 from watchrank.schema import (
-    CANDIDATES,
     EXCLUDED_VIDEO_IDS,
-    EXPECTED_WATCH_TIME,
     PAD_ID,
     RANKING_INPUTS,
     RANKING_OUTPUTS,
-    RECOMMEND_INPUTS,
     VIDEO_TENSORS,
     Tensor,
 )
@@ -45,12 +41,8 @@ if TYPE_CHECKING:
 ENDPOINTS = ("candidate_generation", "ranking", recommend.MODEL)
 """The models that callers may ask, in the order in which a deployment switches them."""
 
-GOLDEN_REQUESTS = 4
-GOLDEN_CANDIDATES = 8
-GOLDEN_K = 10
 POPULAR_VIDEOS = 500
 MAX_BATCH_SIZE = 64
-_INPUTS = (*RECOMMEND_INPUTS, *RANKING_INPUTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +96,7 @@ def export_release(
         for model, config in triton_configs(tower.tower.names, names, absent, index.k).items():
             (fresh / model).mkdir(exist_ok=True)
             (fresh / model / "config.pbtxt").write_text(config, encoding="utf-8")
-        write_json(fresh / "golden.json", _golden(fresh, data, settings))
+        write_json(fresh / "golden.json", golden_requests(fresh, data, settings))
         write_json(fresh / "popular.json", popular_videos(data.split("train")))
         manifest = {
             "release": number,
@@ -141,7 +133,7 @@ def refresh_release(release: Path, store: "FeatureStore", releases: Path, settin
         found = video_features.catalogue_features(store, videos, datetime.now(UTC))
         save_graph(video_features.feature_graph(videos, found, outputs, settings), graph)
         recommend.set_release(fresh / "rerank" / "model.onnx", number)
-        write_json(fresh / "golden.json", _answered_again(golden, fresh))
+        write_json(fresh / "golden.json", answered_again(golden, fresh))
         manifest |= {
             "release": number,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -196,8 +188,8 @@ def _export_ranking(
     inputs = [spec for spec in RANKING_INPUTS if spec.name in ranker.inputs.input_names]
     head = ExpectedWatchTime(ranker).eval()
     export_onnx(head, inputs, RANKING_OUTPUTS[0], graph, settings)
-    rows = _last_rows(data, inputs, settings.parity_rows)
-    cases = edge_cases(inputs, rows) | {"several candidates": _as_slates(inputs, rows)}
+    rows = last_rows(data, inputs, settings.parity_rows)
+    cases = edge_cases(inputs, rows) | {"several candidates": as_slates(inputs, rows)}
     maximum = float(np.exp(ranker.max_logit))
     return check_parity(head, graph, cases, tolerance=settings.tolerance, maximum=maximum)
 
@@ -222,104 +214,7 @@ def _export_rerank(
     recommend.set_release(file, number)
 
 
-# -- Requests with known answers ----------------------------------------------------------------------
-
-
-def _last_rows(data: RankingDataset, inputs: Sequence[Tensor], rows: int) -> Arrays:
-    split = data.split("test")
-    if len(split) < GOLDEN_REQUESTS * GOLDEN_CANDIDATES:
-        raise InputError(
-            f"The dataset {data.path} has only {len(split)} test rows: too few for golden requests."
-        )
-    names = {spec.name for spec in inputs}
-    sample = np.random.default_rng(0).choice(len(split), min(rows, len(split)), replace=False)
-    batch = RankingBatches(split, names, 1).read(sample)
-    return {name: value.numpy() for name, value in batch.features.items()}
-
-
-def _as_slates(inputs: Sequence[Tensor], rows: Arrays) -> Arrays:
-    """Make requests with several candidates out of rows with one."""
-    slates = {}
-    for spec in inputs:
-        column = rows[spec.name]
-        if spec.dims == (CANDIDATES,):
-            slates[spec.name] = column[: GOLDEN_REQUESTS * GOLDEN_CANDIDATES].reshape(GOLDEN_REQUESTS, -1)
-        else:
-            slates[spec.name] = column[:GOLDEN_REQUESTS]
-    return slates
-
-
-def recommend_requests(data: RankingDataset, names: Sequence[str], rows: int) -> Arrays:
-    """Return requests to `recommend` for the users of some of the last window's impressions.
-
-    Args:
-        data: the dataset of ranking.
-        names: the inputs of `recommend`.
-        rows: how many requests.
-    """
-    of_user = [spec for spec in RANKING_INPUTS if spec.name in names and spec.dims != (CANDIDATES,)]
-    settings = {
-        "example_age": np.float32(0),
-        EXCLUDED_VIDEO_IDS.name: PAD_ID,
-        "k": GOLDEN_K,
-        "diversity": np.float32(0),
-        "channel_limit": 0,
-    }
-    own = {
-        spec.name: np.full((rows, 1), settings[spec.name], spec.dtype)
-        for spec in RECOMMEND_INPUTS
-        if spec.name in settings and spec.name in names
-    }
-    return _last_rows(data, of_user, rows) | own
-
-
-def _golden(release: Path, data: RankingDataset, settings: ExportSettings) -> dict[str, Any]:
-    """Requests with their right answers, for the smoke test of a deployment."""
-    graphs = recommend.ReleaseGraphs(release)
-    inputs = [spec for spec in RANKING_INPUTS if spec.name in graphs.inputs("ranking")]
-    slates = _as_slates(inputs, _last_rows(data, inputs, GOLDEN_REQUESTS * GOLDEN_CANDIDATES))
-    rows = recommend_requests(data, graphs.inputs(recommend.MODEL), 16 * GOLDEN_REQUESTS)
-    clear = _clearest(graphs.run(recommend.MODEL, rows))
-    rows = {name: value[clear] for name, value in rows.items()}
-    of_candidates = {name: rows[name] for name in graphs.inputs("candidate_generation")}
-    requests = [
-        _golden_request(graphs, model, request)
-        for model, request in (
-            ("candidate_generation", of_candidates),
-            ("ranking", slates),
-            (recommend.MODEL, rows),
-        )
-    ]
-    return {"tolerance": settings.tolerance, "requests": requests}
-
-
-def _answered_again(golden: dict[str, Any], release: Path) -> dict[str, Any]:
-    """Return the golden requests of another release with the answers of this one."""
-    graphs, kinds = recommend.ReleaseGraphs(release), {spec.name: spec.dtype for spec in _INPUTS}
-    requests = []
-    for request in golden["requests"]:
-        arrays = {name: np.array(value, kinds[name]) for name, value in request["inputs"].items()}
-        requests.append(_golden_request(graphs, request["model"], arrays))
-    return golden | {"requests": requests}
-
-
-def _golden_request(graphs: recommend.ReleaseGraphs, model: str, request: Arrays) -> dict[str, Any]:
-    answer = graphs.run(model, request)
-    if model == "candidate_generation":
-        answer = {"scores": answer["scores"]}  # videos of about the same score may change places
-    return {
-        "model": model,
-        "inputs": {name: column.tolist() for name, column in request.items()},
-        "outputs": {name: column.tolist() for name, column in answer.items()},
-    }
-
-
-def _clearest(answer: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the few rows in whose answers neighbours differ most: another server must not swap them."""
-    seconds = answer[EXPECTED_WATCH_TIME][:, :GOLDEN_K]
-    gaps = -np.diff(seconds, axis=1) / np.maximum(seconds[:, :-1], 1e-3)
-    order = np.argsort(-gaps.min(axis=1, initial=np.inf), kind="stable")
-    return order[:GOLDEN_REQUESTS]
+# -- What the manifest tells, and what to answer when nothing else can ---------------------------------
 
 
 def _active_users(split: Split) -> list[int]:
@@ -327,9 +222,6 @@ def _active_users(split: Split) -> list[int]:
     users, requests = np.unique(split.requests["user_id"], return_counts=True)
     active: list[int] = users[np.argsort(-requests, kind="stable")[:10]].tolist()
     return active
-
-
-# -- What to answer when nothing else can -------------------------------------------------------------
 
 
 def popular_videos(train: Split) -> dict[str, list[int]]:

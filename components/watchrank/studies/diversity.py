@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from watchrank.datasets.ranking import RankingDataset
 from watchrank.errors import InputError
 from watchrank.evaluation.page import BLUE, ORANGE, svg
+from watchrank.export.golden import recommend_requests
 from watchrank.export.recommend import ReleaseGraphs
-from watchrank.export.release import recommend_requests
 from watchrank.export.rerank import directions_of
 from watchrank.releases import release_numbers
 from watchrank.schema import EXPECTED_WATCH_TIME, PAD_ID
