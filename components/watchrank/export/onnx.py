@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from watchrank.config import ExportSettings
@@ -18,7 +18,7 @@ from watchrank.storage import atomic_path
 LOOKUP = ("watchrank", "Lookup")
 """The operator that `models.lookup` leaves in the graph, as (domain, type)."""
 
-_ML_OPSET = 4
+ML_OPSET = 4
 """ai.onnx.ml: the first with a LabelEncoder that takes tensors; ONNX Runtime 1.19 has it."""
 
 
@@ -44,6 +44,14 @@ def export_onnx(
 ) -> None:
     """Write the serving graph of `module` (see `serving_graph`) to the file `target`."""
     save_graph(serving_graph(module, inputs, output, settings), target)
+
+
+def as_model(graph: GraphProto, settings: ExportSettings) -> ModelProto:
+    """Return a graph that was built by hand, with its opsets and IR version, checked."""
+    opsets = [helper.make_opsetid("", settings.opset), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=settings.ir_version)
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 def save_graph(model: ModelProto, target: Path) -> None:
@@ -130,7 +138,7 @@ def _use_label_encoders(model: ModelProto) -> None:
     versions = {entry.domain: entry.version for entry in model.opset_import}
     del model.opset_import[:]
     model.opset_import.extend(
-        [helper.make_opsetid("", versions[""]), helper.make_opsetid("ai.onnx.ml", _ML_OPSET)]
+        [helper.make_opsetid("", versions[""]), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
     )
 
 

@@ -22,13 +22,12 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from watchrank.config import ExportSettings
 from watchrank.errors import InputError
 from watchrank.export.index import LARGEST_FILE, SCORES, VIDEOS
-from watchrank.schema import CANDIDATES, EXPECTED_WATCH_TIME, Tensor
+from watchrank.export.onnx import as_model
+from watchrank.schema import CANDIDATES, CHANNEL_LIMIT, DIVERSITY, EXPECTED_WATCH_TIME, K, Tensor
 
-CHANNEL, CHANNEL_LIMIT, DIVERSITY, K = "channel_id", "channel_limit", "diversity", "k"
+CHANNEL = "channel_id"
 RANKED_VIDEOS, RANKED_SCORES = "ranked_video_ids", "ranked_scores"
 RANKED_SECONDS = "ranked_expected_watch_time"
-
-_ML_OPSET = 4
 
 _GRAPH = """
 rerank () => ()
@@ -168,15 +167,14 @@ On one core this is faster up to some 50 places than to compute all C x C cosine
 def rerank_inputs(with_channels: bool) -> list[Tensor]:
     """Return the graph's inputs; `with_channels` adds the two that a limit of videos a channel needs."""
     channel = _ids(CHANNEL, CANDIDATES, "their channels; -1 is unknown, to which no limit applies")
-    limit = _ids(CHANNEL_LIMIT, 1, "greatest number of videos of one channel; 0 or less is no limit")
     return [
         _ids(VIDEOS, CANDIDATES, "the candidates; -1 is none"),
         _numbers(SCORES, CANDIDATES, "their scores from candidate generation, which are only passed on"),
         _numbers(EXPECTED_WATCH_TIME, CANDIDATES, "expected seconds of watching; NaN counts as 0"),
         *([channel] if with_channels else []),
-        _ids(K, 1, "videos to answer, at most as many as the answer has places"),
-        _numbers(DIVERSITY, 1, "0 for the order by expected watch time, to 1; NaN counts as 0"),
-        *([limit] if with_channels else []),
+        K,
+        DIVERSITY,
+        *([CHANNEL_LIMIT] if with_channels else []),
     ]
 
 
@@ -239,10 +237,7 @@ def rerank_graph(
         helper.make_attribute(f"{name}_tensor", numpy_helper.from_array(array, name))
         for name, array in table.items()
     )
-    opsets = [helper.make_opsetid("", settings.opset), helper.make_opsetid("ai.onnx.ml", _ML_OPSET)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=settings.ir_version)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    return as_model(graph, settings)
 
 
 def _ids(name: str, length: int, description: str) -> Tensor:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from watchrank.config import ExportSettings
+from watchrank.export.onnx import as_model
 from watchrank.feature_store import VIDEO_TABLES, historical_features
 from watchrank.schema import CANDIDATES, EVENT_TIMESTAMP, PAD_ID, VIDEO_STATISTICS, VIDEO_TENSORS, Tensor
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 VIDEOS = Tensor(name="video_ids", dtype="int64", dims=(CANDIDATES,), description="the candidates; -1 is none")
-
-_ML_OPSET = 4
 
 
 def catalogue_features(
@@ -90,10 +89,7 @@ def feature_graph(
             tables.append(numpy_helper.from_array(table, dtype))
             nodes += _columns(dtype, chosen)
     graph = helper.make_graph(nodes, "video_features", [_info(VIDEOS)], list(map(_info, outputs)), tables)
-    opsets = [helper.make_opsetid("", settings.opset), helper.make_opsetid("ai.onnx.ml", _ML_OPSET)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=settings.ir_version)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    return as_model(graph, settings)
 
 
 def _columns(table: str, chosen: Sequence[Tensor]) -> list[NodeProto]:
