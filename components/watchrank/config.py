@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from watchrank.errors import InputError
 
@@ -105,11 +113,44 @@ def _preset(name: Any) -> str:
     return str(name)
 
 
+class TaskSettings(Settings):
+    """What a tower of the ranker predicts of an impression."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    kind: Literal["binary", "watch_time", "regression"] = Field(
+        description="a probability, seconds under `training.objective`, or a mean"
+    )
+    label: str = Field(description="column of the impressions; where it is missing the task has no part")
+    weight: float = Field(1.0, gt=0, description="of the task's loss")
+    score_weight: float = Field(
+        0.0, description="of the task's answer in the score, for each request to change"
+    )
+
+
+WATCH_TIME = TaskSettings(name="watch_time", kind="watch_time", label="watch_seconds")
+CLICK = TaskSettings(name="click", kind="binary", label="clicked")
+
+ModelKind = Literal["ranking", "share_bottom", "omoe", "mmoe"]
+
+
 class RankingSettings(Settings):
     """The architecture of the ranking model."""
 
+    model: ModelKind = Field("ranking", description="watch time alone, or a structure for several tasks")
+    tasks: tuple[TaskSettings, ...] = Field(
+        (CLICK, WATCH_TIME), min_length=1, description="what the structures for several tasks predict"
+    )
     hidden: Annotated[str, BeforeValidator(_preset)] = Field(
-        "512-256", description=f"hidden layers: one of {', '.join(HIDDEN_PRESETS)}"
+        "512-256",
+        description=f"hidden layers of ranking and share_bottom: one of {', '.join(HIDDEN_PRESETS)}",
+    )
+    experts: int = Field(8, ge=2, description="experts of omoe and mmoe")
+    expert_hidden: tuple[PositiveInt, ...] = Field(
+        (128,), min_length=1, description="widths of an expert's layers"
+    )
+    tower_hidden: tuple[PositiveInt, ...] = Field((64,), description="widths of a task's own layers")
+    position_bias: bool = Field(
+        False, description="learn what the place in the list does by a tower that is left out at serving"
     )
     exclude: tuple[str, ...] = Field(
         ("watched_seconds",),
@@ -131,6 +172,21 @@ class RankingSettings(Settings):
     )
     powers: bool = Field(True, description="give the network quantiles x, x squared and the root of x")
     max_watch_seconds: float = Field(86_400, gt=1, description="no answer exceeds this: exp cannot overflow")
+
+    @field_validator("tasks")
+    @classmethod
+    def _distinct(cls, tasks: tuple[TaskSettings, ...]) -> tuple[TaskSettings, ...]:
+        names = [task.name for task in tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two tasks have one name: {', '.join(names)}")
+        if sum(task.kind == "watch_time" for task in tasks) > 1:
+            raise ValueError("only one task may be of the kind watch_time")
+        return tasks
+
+    @property
+    def trained_tasks(self) -> tuple[TaskSettings, ...]:
+        """What the model predicts, in the order of its towers."""
+        return (WATCH_TIME,) if self.model == "ranking" else self.tasks
 
 
 Objective = Literal["exact", "youtube", "logistic"]
@@ -171,6 +227,9 @@ class TrainingSettings(FitSettings):
         "gradient", description="weigh an impression's gradient, or draw it in proportion to its weight"
     )
     calibrate: bool = Field(True, description="fit the calibration on the validation window")
+    task_weighting: Literal["fixed", "uncertainty"] = Field(
+        "fixed", description="weigh the tasks' losses as set, or by learned uncertainties beside that"
+    )
 
 
 class ExampleSettings(Settings):
@@ -251,6 +310,10 @@ class ExportSettings(Settings):
     ir_version: int = Field(10, le=10)
     tolerance: float = Field(1e-4, gt=0, description="largest relative difference to torch, of any row")
     parity_rows: int = Field(2_000, ge=1)
+    score_weights: dict[str, float] = Field(
+        {"watch_time": 1.0},
+        description="what a unit of each task's answer is worth in the score, which `recommend` ranks by",
+    )
 
 
 class DeploymentSettings(Settings):

@@ -299,6 +299,14 @@ VIDEO_TENSORS = (
     ),
 )
 RANKING_INPUTS = (*REQUEST_TENSORS, *USER_TENSORS, *VIDEO_TENSORS)
+SCORE = Tensor(
+    name="score",
+    dtype="float32",
+    dims=(CANDIDATES,),
+    description="the tasks' answers, each times its weight, summed",
+)
+WEIGHT = "_weight"
+"""How the inputs end by which a request weighs the tasks of a ranker with several."""
 RANKING_OUTPUTS = (
     Tensor(
         name=EXPECTED_WATCH_TIME,
@@ -307,6 +315,17 @@ RANKING_OUTPUTS = (
         description="expected seconds of watching, exp(logit)",
     ),
 )
+
+
+def score_weight(task: str) -> Tensor:
+    """Return the input by which a request weighs a task in the score."""
+    return Tensor(
+        name=f"{task}{WEIGHT}",
+        dtype="float32",
+        dims=(1,),
+        description=f"of {task} in the score; NaN for the release's",
+    )
+
 
 EXAMPLE_AGE = Tensor(
     name="example_age",

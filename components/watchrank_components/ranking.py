@@ -6,12 +6,13 @@ from watchrank_components.image import component
 
 
 @component
-def train_ranking(dataset: Input[Dataset], ranking: dict, training: dict, model: Output[Model]):
-    """Train the watch-time ranker, on the GPU when there is one.
+def train_ranking(dataset: Input[Dataset], kind: str, ranking: dict, training: dict, model: Output[Model]):
+    """Train the ranker, on the GPU when there is one.
 
     Args:
         dataset: of `build_dataset`.
-        ranking: settings of the architecture.
+        kind: ranking for watch time alone; share_bottom, omoe or mmoe for several tasks.
+        ranking: the other settings of the architecture.
         training: settings of the run.
         model: configuration, weights and learning curve.
     """
@@ -23,7 +24,7 @@ def train_ranking(dataset: Input[Dataset], ranking: dict, training: dict, model:
     curve = train_ranking(
         Path(dataset.path),
         Path(model.path),
-        parse(RankingSettings, ranking, "ranking"),
+        parse(RankingSettings, ranking | {"model": kind}, "ranking"),
         parse(TrainingSettings, training, "training"),
     )
     model.metadata["epochs"] = len(curve)
@@ -57,5 +58,10 @@ def evaluate_ranking(
     found = evaluate_ranking(Path(model.path), Path(dataset.path), folder, Path(truth) if truth else None)
     for name, value in found["models"]["ranker"].items():
         metrics.log_metric(name, value)
+    for task, values in found.get("tasks", {}).items():
+        for name, value in values.items():
+            metrics.log_metric(f"{task}: {name}", value)
+    for task, use in found.get("experts", {}).items():
+        metrics.log_metric(f"{task}: entropy of the experts' use", use["entropy_of_use"])
     shutil.copy(folder / "metrics.json", results.path)
     shutil.copy(folder / "report.html", report.path)

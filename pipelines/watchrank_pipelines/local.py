@@ -55,6 +55,7 @@ def run_training(
     with LocalTriton(venv=triton_venv, repository=place.model_repository, state=place.triton) as server:
         here = config.model_copy(update={"deployment": server.reached_by(config.deployment)})
         sections = here.model_dump(mode="json", exclude_none=True, exclude={"serving"})
+        kind = sections["ranking"].pop("model")
         try:
             run = training_pipeline(
                 workspace=str(place.root),
@@ -62,6 +63,7 @@ def run_training(
                 source=source,
                 feature_repo=str(feature_repo.absolute()),
                 model_repository=str(place.model_repository),
+                model=kind,
                 **sections,
             )
         except RuntimeError as error:

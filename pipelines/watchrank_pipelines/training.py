@@ -13,6 +13,7 @@ from watchrank_components import ranking as ranking_components
 from watchrank_components import serving as serving_components
 
 _DEFAULTS = Config().model_dump(mode="json", exclude_none=True)
+_MODEL = _DEFAULTS["ranking"].pop("model")
 
 
 class Reports(NamedTuple):
@@ -32,6 +33,7 @@ def training_pipeline(
     source: str = "own",
     feature_repo: str = "feature_repo",
     model_repository: str = "model_repository",
+    model: str = _MODEL,
     engine: dict = _DEFAULTS["engine"],
     simulation: dict = _DEFAULTS["simulation"],
     ingestion: dict = _DEFAULTS["ingestion"],
@@ -57,13 +59,14 @@ def training_pipeline(
         source: Format of the log: own or kuairand.
         feature_repo: Folder of the Feast definitions.
         model_repository: Folder that Triton serves from.
+        model: The ranker: ranking (watch time alone), share_bottom, omoe or mmoe (several tasks).
         engine: Engine of ingestion and features.
         simulation: Size and seed of the simulated log.
         ingestion: What counts as a good row.
         validation: Bounds of the suites beyond the schema.
         features: How often features are renewed.
         split: Which days train, validate and test.
-        ranking: Architecture of the ranker.
+        ranking: Architecture of the ranker, with its tasks.
         training: The run of training the ranker.
         examples: Which watches are examples of candidate generation.
         candidates: Architecture of candidate generation.
@@ -107,7 +110,7 @@ def training_pipeline(
         dataset=dataset, request_log="", events="", drift=drift
     ).set_display_name("Drift report")
     trained = ranking_components.train_ranking(
-        dataset=dataset, ranking=ranking, training=training
+        dataset=dataset, kind=model, ranking=ranking, training=training
     ).set_display_name("Training")
     evaluated = ranking_components.evaluate_ranking(
         model=trained.outputs["model"], dataset=dataset, truth=log.outputs["truth"]

@@ -20,7 +20,7 @@ from watchrank.datasets.ranking import RankingDataset
 from watchrank.models.inputs import InputLayer
 from watchrank.models.ranking import RankingModel
 from watchrank.training.fit import Fit
-from watchrank.training.ranking import left_out, new_model, watch_time_loss
+from watchrank.training.ranking import left_out, new_model, ranking_loss
 
 IMPRESSIONS = 200_000
 WIDTH = 32
@@ -52,7 +52,13 @@ def train(videos: int, batch_size: int, gradients: str) -> tuple[float, float]:
     batches = RankingBatches(split, model.inputs.input_names, batch_size, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         fit = Fit(
-            model, watch_time_loss("exact"), batches, None, settings, checkpoint=Path(folder) / "c", key=""
+            model,
+            ranking_loss(model, "exact"),
+            batches,
+            None,
+            settings,
+            checkpoint=Path(folder) / "c",
+            key="",
         )
         (line,) = fit.run()
     return line.impressions_a_second, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -118,7 +118,7 @@ def make_all(place: Workspace, videos: int, folder: Path) -> None:
         python = fresh / "python"
         python.mkdir()
         of_tower = tower_inputs(made.tower.tower.names)
-        export_onnx(made.tower, of_tower, USER_VECTOR, python / "tower.onnx", EXPORT)
+        export_onnx(made.tower, of_tower, [USER_VECTOR], python / "tower.onnx", EXPORT)
         np.savez(python / "features.npz", video_id=made.ids, **made.features)
         vectors = made.tower.vectors.detach().numpy()
         exact = faiss.IndexFlatIP(WIDTH)

@@ -27,7 +27,7 @@ from watchrank.export.recommend import ReleaseGraphs
 from watchrank.feature_store import open_store
 from watchrank.models.candidate_generation import CandidateModel
 from watchrank.models.lookup import IdEmbedding, Vocabulary
-from watchrank.models.ranking import RankingModel
+from watchrank.models.ranking import RankingModel, served_outputs
 from watchrank.releases import MANIFEST, checksums, next_release
 from watchrank.schema import WATCH_HISTORY
 from watchrank.storage import write_json
@@ -126,8 +126,8 @@ def untrained_ranker(data: RankingDataset, ids: np.ndarray, seconds: float) -> R
     features = RankingBatches(test, model.inputs.input_names, 1).read(np.sort(rows)).features
     features["video_id"] = torch.from_numpy(np.random.default_rng(0).choice(ids, len(rows))[:, None])
     model.eval()
-    model.logit.weight *= SPREAD / model(features).std()
-    model.logit.bias += np.log(seconds) - model(features).mean()
+    model.towers.logit.weight *= SPREAD / model(features).std()
+    model.towers.logit.bias += np.log(seconds) - model(features).mean()
     return model
 
 
@@ -140,11 +140,11 @@ def write_release(made: Synthetic, releases: Path) -> Path:
         save_graph(candidate_graph(tower, INDEX, EXPORT), made_in(fresh, "candidate_generation"))
         graph = video_features.feature_graph(made.ids, made.features, outputs, EXPORT)
         save_graph(graph, made_in(fresh, "video_features"))
-        export._export_ranking(made.ranker, made.data, made_in(fresh, "ranking"), EXPORT)
-        export._export_rerank(
-            tower, number, "channel_id" not in absent, made_in(fresh, "rerank"), size, EXPORT
-        )
-        for model, config in export.triton_configs(tower.tower.names, names, absent, size).items():
+        export.export_ranking(made.ranker, made.data, made_in(fresh, "ranking"), EXPORT)
+        ranked, with_channels = served_outputs(made.ranker.tasks), "channel_id" not in absent
+        export.export_rerank(tower, number, with_channels, ranked, made_in(fresh, "rerank"), size, EXPORT)
+        inputs = export.ranking_inputs(made.ranker)
+        for model, config in export.triton_configs(tower.tower.names, inputs, ranked, absent, size).items():
             made_in(fresh, model).with_name("config.pbtxt").write_text(config)
         write_json(fresh / "golden.json", golden_requests(fresh, made.data, EXPORT))
         manifest = {"release": number, "endpoints": export.ENDPOINTS, "files": checksums(fresh)}

@@ -27,7 +27,7 @@ from watchrank.datasets.ranking import RankingDataset
 from watchrank.models.inputs import POOLED
 from watchrank.models.ranking import RankingModel
 from watchrank.training.fit import Fit
-from watchrank.training.ranking import new_model, watch_time_loss
+from watchrank.training.ranking import new_model, ranking_loss
 
 WIDTH = 16
 RANKING = RankingSettings(video_dim=WIDTH, channel_dim=WIDTH, category_dim=WIDTH, id_dropout=0)
@@ -81,7 +81,7 @@ def our_rate(data: RankingDataset, hidden: str, settings: TrainingSettings) -> f
     model = new_model(data, RANKING.model_copy(update={"hidden": hidden}))
     batches = RankingBatches(data.split("train"), model.inputs.input_names, settings.batch_size, seed=0)
     with tempfile.TemporaryDirectory() as folder:
-        loss = watch_time_loss("logistic")
+        loss = ranking_loss(model, "logistic")
         fit = Fit(model, loss, batches, None, settings, checkpoint=Path(folder) / "c", key="")
         started = time.perf_counter()
         fit.run()

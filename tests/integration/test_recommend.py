@@ -13,7 +13,7 @@ from watchrank.deployment.local_server import LocalTriton
 from watchrank.export.recommend import ReleaseGraphs
 from watchrank.export.video_features import videos_of
 from watchrank.feature_store import materialise, online_user_features, online_video_features, push
-from watchrank.models.ranking import ExpectedWatchTime
+from watchrank.models.ranking import Answers
 from watchrank.schema import PAD_ID, USER_ACTIVITY, WATCH_HISTORY
 from watchrank.serving.client import TritonClient
 from watchrank.serving.recommend import Question, Recommender
@@ -77,7 +77,7 @@ class OfflinePipeline:
 
     def __init__(self, place, store):
         self.tower = candidate_generation.load_model(place.candidate_model)
-        self.ranker = ExpectedWatchTime(ranking.load_model(place.model)).eval()
+        self.ranker = Answers(ranking.load_model(place.model)).eval()
         self.store = store
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class OfflinePipeline:
         x = {name: torch.from_numpy(value).view(len(user_ids), K) for name, value in features.items()}
         now = Question(now=NOW).tensors(len(user_ids))
         x |= users | {name: torch.from_numpy(now[name]) for name in ("now", "surface")}
-        seconds = self.ranker({name: x[name] for name in self.ranker.model.inputs.input_names})
+        seconds = self.ranker({name: x[name] for name in self.ranker.model.inputs.input_names})[..., 0]
         seconds, order = torch.sort(seconds, dim=1, descending=True, stable=True)
         return videos.gather(1, order).numpy(), seconds.numpy()
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from watchrank.config import Config
-from watchrank.export.release import triton_configs
+from watchrank.export.release import ranking_inputs, triton_configs
 from watchrank.models.candidate_generation import feature_names
 from watchrank.models.inputs import InputLayer, id_features
+from watchrank.models.ranking import RankingModel, served_outputs
 
 
 @pytest.fixture(scope="module")
@@ -13,8 +14,14 @@ def generated():
     config = Config()
     absent = frozenset(config.ranking.exclude)
     keys = {domain: torch.arange(3) for domain in id_features(absent)}
-    of_ranking = InputLayer(config.ranking, absent, keys).input_names
-    return triton_configs(feature_names(frozenset()), of_ranking, absent=(), size=config.index.k)
+    ranker = RankingModel(InputLayer(config.ranking, absent, keys), config.ranking)
+    return triton_configs(
+        feature_names(frozenset()),
+        ranking_inputs(ranker),
+        served_outputs(ranker.tasks),
+        absent=(),
+        size=config.index.k,
+    )
 
 
 def test_the_reviewed_configurations_are_the_generated_ones(repository, generated):

@@ -53,6 +53,16 @@ def metrics_table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
     return table
 
 
+def tasks_table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """Return the metrics of each task of a ranker as a table, a row a task."""
+    tasks = results["tasks"]
+    names = list(dict.fromkeys(name for found in tasks.values() for name in found))
+    table = Table("task", *names)
+    for task, found in tasks.items():
+        table.add_row(task, *(f"{found[name]:.4f}" if name in found else "" for name in names))
+    return table
+
+
 def newcomers(results: dict[str, Any]) -> str:
     """Return in words how users without a history were answered in an evaluation of candidates."""
     found = results["newcomers"]

@@ -19,6 +19,7 @@ from watchrank.cli.app import (
     console,
     metrics_table,
     newcomers,
+    tasks_table,
 )
 from watchrank.config import Config
 from watchrank.errors import InputError
@@ -135,6 +136,8 @@ def evaluate(workspace: WorkspaceOption = HERE) -> None:
     with console.status("evaluating"):
         results = evaluate_ranking(place.model, place.dataset, place.evaluation, truth)
     console.print(metrics_table(results))
+    if "tasks" in results:
+        console.print(tasks_table(results))
     console.print(f"Report: {place.evaluation / 'report.html'}")
 
 

@@ -134,6 +134,10 @@ def recommend(
     exclude: Annotated[list[int] | None, typer.Option(help="a video not to answer; may be repeated")] = None,
     diversity: Annotated[float, typer.Option(help="0 (off) to 1: how unlike each other")] = 0.0,
     channel_limit: Annotated[int, typer.Option(help="most videos of one channel; 0: no limit")] = 0,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(help="task=number: what a unit of its answer is worth in the score; may be repeated"),
+    ] = None,
     workspace: WorkspaceOption = HERE,
     feature_repo: RepoOption = FEATURE_REPO,
     config: ConfigOption = None,
@@ -146,15 +150,19 @@ def recommend(
     place, settings = Workspace(workspace), Config.load(config, override)
     store = open_store(feature_repo, place.features, place.feature_store)
     question = Question(
-        k=k, surface=surface, excluded=exclude or [], diversity=diversity, channel_limit=channel_limit
+        k=k,
+        surface=surface,
+        excluded=exclude or [],
+        diversity=diversity,
+        channel_limit=channel_limit,
+        score_weights=dict(map(_weight, weight or [])),
     )
     for answer in asyncio.run(ask(store, settings.deployment, users, question)):
-        table = Table("video", "expected watch, s", "candidate score")
+        table = Table("video", "expected watch, s", "candidate score", *answer.answers)
         table.title = f"user {answer.user_id}, release {answer.release}"
-        for video, seconds, score in zip(
-            answer.video_ids, answer.expected_watch_seconds, answer.candidate_scores, strict=True
-        ):
-            table.add_row(str(video), f"{seconds:.1f}", f"{score:.2f}")
+        columns = (answer.expected_watch_seconds, answer.candidate_scores, *answer.answers.values())
+        for video, seconds, *others in zip(answer.video_ids, *columns, strict=True):
+            table.add_row(str(video), f"{seconds:.1f}", *(f"{value:.4g}" for value in others))
         console.print(table)
 
 
@@ -203,6 +211,14 @@ def serve_http(
         url = f"http://{settings.serving.host}:{settings.serving.port}"
         console.print(f"{url}/ shows answers, {url}/recommend gives them. Ctrl-C stops it.", soft_wrap=True)
         serve(service, listener)
+
+
+def _weight(text: str) -> tuple[str, float]:
+    task, _, number = text.partition("=")
+    try:
+        return task, float(number)
+    except ValueError:
+        raise InputError(f"Cannot read the weight {text!r}. Write task=number.") from None
 
 
 def _read_metrics(folder: Path, command: str) -> dict[str, object]:

@@ -5,7 +5,7 @@ all) is read and embedded once a request. K is the largest that leaves hardly an
 that shows videos one by one, the length of the slate for one that shows pages.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from watchrank.datasets.ranking import Split
 
 LABELS = ("clicked", "watch_seconds")
+"""What the ranker of watch time learns from."""
 
 MOST_CANDIDATES = 32
 LEAST_FILLED = 0.9
@@ -25,7 +26,10 @@ Blocks = list[slice]
 
 
 class Batch(NamedTuple):
-    """B requests and K places for their impressions: features [B, 1], [B, L] or [B, K], labels [B, K]."""
+    """B requests and K places for their impressions: features [B, 1], [B, L] or [B, K], labels [B, K].
+
+    A label below 0 is missing.
+    """
 
     features: dict[str, Tensor]
     labels: dict[str, Tensor]
@@ -69,6 +73,7 @@ class RankingBatches:
         seed: int | None = None,
         block: int = 64,
         share: Share = Share(),
+        labels: Collection[str] = LABELS,
     ) -> None:
         """Make the batches.
 
@@ -79,6 +84,7 @@ class RankingBatches:
             seed: of the shuffling; None keeps the order of time.
             block: consecutive impressions that stay together.
             share: what this process reads of each batch.
+            labels: to read.
         """
         self.rows = len(split)
         self.batch_size, self.seed, self.share = batch_size, seed, share
@@ -90,7 +96,7 @@ class RankingBatches:
         self._step = max(batch_size // (self._block * self.candidates), 1)
         self._user = {name: split.requests[name] for name in sorted(names & split.requests.keys())}
         self._video = {name: split.impressions[name] for name in sorted(names - self._user.keys())}
-        self._labels = {name: split.impressions[name] for name in LABELS}
+        self._labels = {name: split.impressions[name] for name in labels}
 
     def __len__(self) -> int:
         """Return the number of batches an epoch."""

@@ -52,7 +52,8 @@ JOIN_REQUESTS = 50_000
 """Requests that are joined with features at once; each takes 3 KB."""
 
 LABELS = {"clicked": np.bool_, "watch_seconds": np.float32, "position": np.int64}
-OPTIONAL_LABELS = {"liked": np.bool_, "followed": np.bool_, "long_view": np.bool_}
+OPTIONAL_LABELS = {"liked": np.int8, "followed": np.int8, "long_view": np.int8}
+"""1 or 0, and `PAD_ID` where the log does not say."""
 
 _ORDER = ("timestamp_us", "user_id", "surface", "video_id")
 _REQUEST = ("timestamp_us", "user_id", "surface")
@@ -186,11 +187,10 @@ def _text_ids(rows: pa.Table, name: str) -> np.ndarray:
 
 
 def _label(rows: pa.Table, name: str, kind: type[np.generic]) -> np.ndarray:
-    missing = PAD_ID if kind is np.int64 else 0
     if name not in rows.column_names:
-        return np.full(len(rows), missing, dtype=kind)
-    filled = rows[name].fill_null(pa.scalar(missing).cast(rows[name].type))
-    return np.asarray(filled.to_numpy(), dtype=kind)
+        return np.full(len(rows), PAD_ID, dtype=kind)
+    values = rows[name].cast(pa.from_numpy_dtype(kind))
+    return np.asarray(values.fill_null(PAD_ID).to_numpy() if values.null_count else values.to_numpy(), kind)
 
 
 # -- Requests and features ----------------------------------------------------------------------------

@@ -10,15 +10,16 @@ import pandas as pd
 import torch
 from torch import nn
 
+from watchrank.config import TaskSettings
 from watchrank.datasets.batches import RankingBatches
 from watchrank.datasets.ranking import RankingDataset, Split
 from watchrank.errors import InputError
 from watchrank.evaluation import metrics
 from watchrank.evaluation.baselines import global_mean, video_mean
 from watchrank.evaluation.report import write_report
-from watchrank.models.ranking import ExpectedWatchTime, RankingModel
+from watchrank.models.ranking import Answers, RankingModel
 from watchrank.storage import atomic_path, write_json
-from watchrank.training.ranking import load_model
+from watchrank.training.ranking import PREDICTION_ROWS, load_model
 
 ACTIVITY_EDGES = (1, 10, 50)
 """Bounds of the activity groups, by `user_impressions_7d`."""
@@ -45,16 +46,23 @@ def evaluate_ranking(model: Path, dataset: Path, output: Path, truth: Path | Non
     test, train = data.split("test"), data.split("train")
     if not len(test):
         raise InputError(f"The dataset {dataset} has no test rows. Give a longer log.")
+    ranker = load_model(model)
+    answers = predict_tasks(ranker, test)
     predictions = {
-        "ranker": predict(load_model(model), test),
+        "ranker": answers[watch_time_task(ranker).name],
         "video mean": video_mean(train, test),
         "global mean": global_mean(train, test),
     }
     results: Metrics = {
         "window": data.manifest["splits"]["test"],
+        "model": ranker.kind,
         "models": {name: score(test, predicted) for name, predicted in predictions.items()},
         "calibration": calibration_tables(test, predictions["ranker"], data.manifest.get("surfaces", {})),
     }
+    if len(ranker.tasks) > 1:
+        results["tasks"] = {task.name: score_task(task, test, answers[task.name]) for task in ranker.tasks}
+    if (experts := expert_use(ranker, test)) is not None:
+        results["experts"] = experts
     if truth is not None:
         results["truth"] = against_truth(test, predictions["ranker"], truth)
     curve = json.loads((model / "learning_curve.json").read_text())
@@ -67,14 +75,83 @@ def evaluate_ranking(model: Path, dataset: Path, output: Path, truth: Path | Non
     return results
 
 
+def predict(model: RankingModel, split: Split) -> np.ndarray:
+    """Return the expected watch time [N] in seconds of every impression of a split, in its order.
+
+    Raises:
+        InputError: the model has no task of watch time.
+    """
+    return predict_tasks(model, split)[watch_time_task(model).name]
+
+
+def watch_time_task(model: RankingModel) -> TaskSettings:
+    """Return the task by which videos are ranked.
+
+    Raises:
+        InputError: the model has none.
+    """
+    for task in model.tasks:
+        if task.kind == "watch_time":
+            return task
+    raise InputError("The ranker has no task of the kind watch_time; name one in ranking.tasks.")
+
+
 @torch.no_grad()
-def predict(model: RankingModel, split: Split, batch_size: int = 8_192) -> np.ndarray:
-    """Return the expected watch time [N] in seconds of every impression of a split, in its order."""
+def predict_tasks(model: RankingModel, split: Split) -> dict[str, np.ndarray]:
+    """Return each task's answer [N] to every impression of a split, in its order."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    head: nn.Module = ExpectedWatchTime(model).to(device).eval()
-    batches = RankingBatches(split, model.inputs.input_names, batch_size)
-    answers = [head(batch.to(device).features).cpu()[batch.shown > 0] for batch in batches.epoch()]
-    return torch.cat(answers).double().numpy()
+    head: nn.Module = Answers(model).to(device).eval()
+    batches = RankingBatches(split, model.inputs.input_names, PREDICTION_ROWS)
+    parts = [head(batch.to(device).features).cpu()[batch.shown > 0] for batch in batches.epoch()]
+    answers = torch.cat(parts).double().numpy()
+    return {task.name: answers[:, place] for place, task in enumerate(model.tasks)}
+
+
+def score_task(task: TaskSettings, split: Split, predicted: np.ndarray) -> dict[str, float]:
+    """Return the metrics of a task's answers [N] on the impressions of a split that have its label."""
+    label = np.asarray(split.impressions[task.label], dtype=np.float64)
+    known = label >= 0
+    predicted, label = predicted[known], label[known]
+    found = {"impressions": float(known.sum()), "sum_ratio": metrics.sum_ratio(predicted, label)}
+    match task.kind:
+        case "binary":
+            return found | {
+                "auc": metrics.auc(predicted, label),
+                "log_loss": metrics.log_loss(predicted, label),
+            }
+        case "watch_time":
+            return found | {"xauc": metrics.xauc(predicted, label), "rmse": metrics.rmse(predicted, label)}
+        case "regression":
+            return found | {"rmse": metrics.rmse(predicted, label), "mae": metrics.mae(predicted, label)}
+
+
+@torch.no_grad()
+def expert_use(model: RankingModel, split: Split) -> dict[str, dict[str, Any]] | None:
+    """Return how each task uses the experts on a split; None where there are none.
+
+    Returns:
+        By task the mean gate weight of each expert (`use`), the entropy of that mean and the mean entropy of
+        an impression's weights, both as a share of the greatest there can be: near 0 all goes to one expert.
+    """
+    device = next(model.parameters()).device
+    batches = RankingBatches(split, model.inputs.input_names, PREDICTION_ROWS)
+    use, entropy = torch.zeros(()), torch.zeros(())
+    for batch in batches.epoch():
+        gates = model.gates(batch.to(device).features)
+        if gates is None:
+            return None
+        of_shown = gates[batch.shown.flatten().to(device) > 0].double().cpu()  # [N, T, E]
+        use, entropy = use + of_shown.sum(0), entropy + torch.special.entr(of_shown).sum((0, 2))
+    greatest = np.log(use.shape[-1])
+    shares = use / len(split)
+    return {
+        task.name: {
+            "use": shares[place].tolist(),
+            "entropy_of_use": float(torch.special.entr(shares[place]).sum() / greatest),
+            "entropy": float(entropy[place] / len(split) / greatest),
+        }
+        for place, task in enumerate(model.tasks)
+    }
 
 
 def score(split: Split, predicted: np.ndarray) -> dict[str, float]:

@@ -61,6 +61,14 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
     return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
 
 
+def log_loss(predicted: np.ndarray, positive: np.ndarray) -> float:
+    """Mean negative log-likelihood of `positive` (1 or 0) under the predicted probabilities; NaN of none."""
+    if not len(predicted):
+        return float("nan")
+    p = np.clip(predicted, 1e-12, 1 - 1e-12)
+    return float(-np.mean(positive * np.log(p) + (1 - positive) * np.log1p(-p), dtype=np.float64))
+
+
 def mae(predicted: np.ndarray, watch_seconds: np.ndarray) -> float:
     """Mean absolute error in seconds."""
     return float(np.mean(np.abs(predicted - watch_seconds), dtype=np.float64))

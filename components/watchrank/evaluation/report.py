@@ -41,7 +41,10 @@ def write_report(
         target,
         "report.html.j2",
         window=results["window"],
+        kind=results["model"],
         models=results["models"],
+        tasks=results.get("tasks"),
+        experts=results.get("experts"),
         plots=plots,
         tables=tables,
     )

@@ -69,7 +69,7 @@ def candidate_outputs(k: int) -> list[Tensor]:
 
 def candidate_graph(model: CandidateModel, index: IndexSettings, settings: ExportSettings) -> ModelProto:
     """Return the tower with its index behind it."""
-    tower = serving_graph(model, tower_inputs(model.tower.names), USER_VECTOR, settings)
+    tower = serving_graph(model, tower_inputs(model.tower.names), [USER_VECTOR], settings)
     search = build_index(
         model.vectors.detach().numpy(),
         model.vocabulary.keys.numpy(),

@@ -19,7 +19,9 @@ from watchrank.schema import (
     PAD_ID,
     RANKING_INPUTS,
     RECOMMEND_INPUTS,
+    WEIGHT,
     Tensor,
+    score_weight,
 )
 
 GOLDEN_REQUESTS = 4
@@ -30,7 +32,7 @@ _INPUTS = (*RECOMMEND_INPUTS, *RANKING_INPUTS)
 
 
 def last_rows(data: RankingDataset, inputs: Sequence[Tensor], rows: int) -> Arrays:
-    """Return some rows of the test window, [B, *dims] with one candidate each.
+    """Return some rows of the test window, [B, *dims] with one candidate each; weights of tasks are NaN.
 
     Raises:
         InputError: the window has too few rows.
@@ -40,10 +42,12 @@ def last_rows(data: RankingDataset, inputs: Sequence[Tensor], rows: int) -> Arra
         raise InputError(
             f"The dataset {data.path} has only {len(split)} test rows: too few for golden requests."
         )
-    names = {spec.name for spec in inputs}
+    weights = [spec.name for spec in inputs if spec.name.endswith(WEIGHT)]
+    names = {spec.name for spec in inputs} - set(weights)
     sample = np.random.default_rng(0).choice(len(split), min(rows, len(split)), replace=False)
     batch = RankingBatches(split, names, 1).read(sample)
-    return {name: value.numpy() for name, value in batch.features.items()}
+    rows_of = {name: value.numpy() for name, value in batch.features.items()}
+    return rows_of | {name: np.full((len(sample), 1), np.nan, np.float32) for name in weights}
 
 
 def as_slates(inputs: Sequence[Tensor], rows: Arrays) -> Arrays:
@@ -67,6 +71,7 @@ def recommend_requests(data: RankingDataset, names: Sequence[str], rows: int) ->
         rows: how many requests.
     """
     of_user = [spec for spec in RANKING_INPUTS if spec.name in names and spec.dims != (CANDIDATES,)]
+    of_user += [score_weight(name.removesuffix(WEIGHT)) for name in names if name.endswith(WEIGHT)]
     settings = {
         "example_age": np.float32(0),
         EXCLUDED_VIDEO_IDS.name: PAD_ID,
@@ -85,7 +90,8 @@ def recommend_requests(data: RankingDataset, names: Sequence[str], rows: int) ->
 def golden_requests(release: Path, data: RankingDataset, settings: ExportSettings) -> dict[str, Any]:
     """Requests with their right answers, for the smoke test of a deployment."""
     graphs = recommend.ReleaseGraphs(release)
-    inputs = [spec for spec in RANKING_INPUTS if spec.name in graphs.inputs("ranking")]
+    known = {spec.name: spec for spec in RANKING_INPUTS}
+    inputs = [known.get(name) or score_weight(name.removesuffix(WEIGHT)) for name in graphs.inputs("ranking")]
     slates = as_slates(inputs, last_rows(data, inputs, GOLDEN_REQUESTS * GOLDEN_CANDIDATES))
     rows = recommend_requests(data, graphs.inputs(recommend.MODEL), 16 * GOLDEN_REQUESTS)
     clear = _clearest(graphs.run(recommend.MODEL, rows))
@@ -107,7 +113,9 @@ def answered_again(golden: dict[str, Any], release: Path) -> dict[str, Any]:
     graphs, kinds = recommend.ReleaseGraphs(release), {spec.name: spec.dtype for spec in _INPUTS}
     requests = []
     for request in golden["requests"]:
-        arrays = {name: np.array(value, kinds[name]) for name, value in request["inputs"].items()}
+        arrays = {
+            name: np.array(value, kinds.get(name, "float32")) for name, value in request["inputs"].items()
+        }
         requests.append(_golden_request(graphs, request["model"], arrays))
     return golden | {"requests": requests}
 

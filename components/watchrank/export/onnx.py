@@ -23,27 +23,27 @@ ML_OPSET = 4
 
 
 class _Positional(nn.Module):
-    """Takes the features in a fixed order and answers with them by name."""
+    """Takes the features in a fixed order and gives them to the module by name."""
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.module = module
         self.names = list(names)
 
-    def forward(self, *values: Tensor) -> Tensor:
-        answer: Tensor = self.module(dict(zip(self.names, values, strict=True)))
+    def forward(self, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        answer: Tensor | tuple[Tensor, ...] = self.module(dict(zip(self.names, values, strict=True)))
         return answer
 
 
 def export_onnx(
     module: nn.Module,
     inputs: Sequence[TensorSpec],
-    output: TensorSpec,
+    outputs: Sequence[TensorSpec],
     target: Path,
     settings: ExportSettings,
 ) -> None:
     """Write the serving graph of `module` (see `serving_graph`) to the file `target`."""
-    save_graph(serving_graph(module, inputs, output, settings), target)
+    save_graph(serving_graph(module, inputs, outputs, settings), target)
 
 
 def as_model(graph: GraphProto, settings: ExportSettings) -> ModelProto:
@@ -61,14 +61,14 @@ def save_graph(model: ModelProto, target: Path) -> None:
 
 
 def serving_graph(
-    module: nn.Module, inputs: Sequence[TensorSpec], output: TensorSpec, settings: ExportSettings
+    module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], settings: ExportSettings
 ) -> ModelProto:
-    """Return the graph of `module`, which maps a dict of features to one tensor.
+    """Return the graph of `module`, which maps a dict of features to one tensor or a tuple of them.
 
     Args:
         module: in evaluation mode, on the CPU.
         inputs: the features that the module reads; they become the graph's inputs, in this order.
-        output: the name of the answer.
+        outputs: the names of the answers.
         settings: opset and IR version.
 
     Raises:
@@ -77,7 +77,8 @@ def serving_graph(
     names = [spec.name for spec in inputs]
     batch, candidates = torch.export.Dim("batch"), torch.export.Dim("candidates")
     shapes = tuple({0: batch} | ({1: candidates} if spec.dims == (CANDIDATES,) else {}) for spec in inputs)
-    model = _export(_Positional(module, names), example(inputs), names, output.name, shapes, settings)
+    answers = [spec.name for spec in outputs]
+    model = _export(_Positional(module, names), example(inputs), names, answers, shapes, settings)
     _use_label_encoders(model)
     model.ir_version = settings.ir_version
     onnx.checker.check_model(model, full_check=True)
@@ -99,7 +100,7 @@ def _export(
     module: nn.Module,
     arguments: tuple[Tensor, ...],
     names: list[str],
-    output: str,
+    outputs: list[str],
     shapes: tuple[dict[int, torch.export.Dim], ...],
     settings: ExportSettings,
 ) -> ModelProto:
@@ -111,7 +112,7 @@ def _export(
             arguments,
             dynamo=True,
             input_names=names,
-            output_names=[output],
+            output_names=outputs,
             dynamic_shapes=(shapes,),
             opset_version=settings.opset,
             verbose=False,

@@ -29,32 +29,35 @@ class Parity:
 
 
 def check_parity(
-    module: nn.Module, onnx_file: Path, cases: dict[str, Arrays], *, tolerance: float, maximum: float
+    module: nn.Module, onnx_file: Path, cases: dict[str, Arrays], *, tolerance: float, maxima: Sequence[float]
 ) -> Parity:
     """Compare `module` with the graph in `onnx_file` on every case.
 
     Args:
-        module: maps a dict of features to one tensor, in evaluation mode, on the CPU.
+        module: maps a dict of features to one tensor or a tuple, in evaluation mode, on the CPU.
         onnx_file: its export.
         cases: inputs by case.
         tolerance: largest relative difference allowed.
-        maximum: no answer may exceed it, and all must be finite.
+        maxima: what each output may not exceed, up or down; all must be finite.
 
     Raises:
-        ParityError: a case differs by more, or an answer is not finite or exceeds `maximum`.
+        ParityError: a case differs by more, or an answer is not finite or exceeds its maximum.
     """
     session = ort.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
     differences = {}
     for name, inputs in cases.items():
         with torch.no_grad():
-            expected = module({key: torch.from_numpy(value) for key, value in inputs.items()}).numpy()
-        answer = session.run(None, inputs)[0]
-        if not (np.isfinite(answer).all() and (answer <= maximum * (1 + tolerance)).all()):
-            raise ParityError(
-                f"{onnx_file.name} answers {name!r} with a value that is not finite or above {maximum:g}."
-            )
-        scale = np.maximum(np.abs(expected), SMALLEST_SECONDS)
-        differences[name] = float(np.max(np.abs(answer - expected) / scale, initial=0.0))
+            expected = module({key: torch.from_numpy(value) for key, value in inputs.items()})
+        expected = (expected,) if isinstance(expected, torch.Tensor) else expected
+        differences[name] = 0.0
+        for answer, right, maximum in zip(session.run(None, inputs), expected, maxima, strict=True):
+            if not (np.isfinite(answer).all() and (np.abs(answer) <= maximum * (1 + tolerance)).all()):
+                raise ParityError(
+                    f"{onnx_file.name} answers {name!r} with a value that is not finite or above {maximum:g}."
+                )
+            scale = np.maximum(np.abs(right.numpy()), SMALLEST_SECONDS)
+            largest = float(np.max(np.abs(answer - right.numpy()) / scale, initial=0.0))
+            differences[name] = max(differences[name], largest)
     worst = max(differences, key=lambda name: differences[name])
     if differences[worst] > tolerance:
         raise ParityError(

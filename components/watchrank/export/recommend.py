@@ -5,6 +5,7 @@ user ──candidate_generation──> candidates ──video_features──> th
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from watchrank.export import rerank
 from watchrank.export.index import SCORES, VIDEOS
 from watchrank.export.onnx import save_graph
 from watchrank.export.triton_config import Step, ensemble_config, read_config
-from watchrank.schema import CANDIDATES, EXPECTED_WATCH_TIME, RECOMMEND_INPUTS, Tensor
+from watchrank.schema import CANDIDATES, EXPECTED_WATCH_TIME, RECOMMEND_INPUTS, WEIGHT, Tensor
 
 MODEL = "recommend"
 CANDIDATE_IDS, CANDIDATE_SCORES, CANDIDATE_SECONDS = (
@@ -30,8 +31,13 @@ RELEASE = Tensor(name="release", dtype="int64", dims=(1,), description="number o
 Arrays = Mapping[str, np.ndarray]
 
 
-def recommend_outputs(size: int) -> list[Tensor]:
-    """Return the answer of `recommend`: `size` places, of which the first k are filled."""
+def recommend_outputs(size: int, passed: Sequence[Tensor] = ()) -> list[Tensor]:
+    """Return the answer of `recommend`: `size` places, of which the first k are filled.
+
+    Args:
+        size: the greatest k.
+        passed: what the ranker answers beside the expected watch time.
+    """
     return [
         Tensor(name="video_ids", dtype="int64", dims=(size,), description="best first; -1: none"),
         Tensor(
@@ -41,6 +47,7 @@ def recommend_outputs(size: int) -> list[Tensor]:
             description="seconds; 0 where no video is",
         ),
         Tensor(name="candidate_scores", dtype="float32", dims=(size,), description="of candidate generation"),
+        *(replace(spec, dims=(size,)) for spec in passed),
         RELEASE,
     ]
 
@@ -49,6 +56,7 @@ def recommend_config(
     candidate_inputs: Sequence[Tensor],
     features: Sequence[Tensor],
     ranking_inputs: Sequence[Tensor],
+    ranking_outputs: Sequence[Tensor],
     size: int,
     max_batch_size: int,
 ) -> str:
@@ -58,6 +66,7 @@ def recommend_config(
         candidate_inputs: of the graph of candidate generation.
         features: what `video_features` answers.
         ranking_inputs: of the ranking graph.
+        ranking_outputs: of the ranking graph.
         size: candidates, and places of an answer.
         max_batch_size: rows of a request.
     """
@@ -65,6 +74,8 @@ def recommend_config(
     of_user = [spec.name for spec in ranking_inputs if spec.dims != (CANDIDATES,)]
     with_channels = "channel_id" in of_videos
     settings = [spec.name for spec in rerank.rerank_inputs(with_channels) if spec.dims == (1,)]
+    passed = passed_on(ranking_outputs)
+    candidates_own = {spec.name: f"{spec.name}_of_candidates" for spec in passed}
     steps = [
         Step(
             model="candidate_generation",
@@ -83,7 +94,7 @@ def recommend_config(
                 **{spec.name: spec.name for spec in ranking_inputs if spec.name in of_videos},
                 "video_id": CANDIDATE_IDS,
             },
-            outputs={EXPECTED_WATCH_TIME: CANDIDATE_SECONDS},
+            outputs={EXPECTED_WATCH_TIME: CANDIDATE_SECONDS, **candidates_own},
         ),
         Step(
             model="rerank",
@@ -91,6 +102,7 @@ def recommend_config(
                 "video_ids": CANDIDATE_IDS,
                 "scores": CANDIDATE_SCORES,
                 EXPECTED_WATCH_TIME: CANDIDATE_SECONDS,
+                **candidates_own,
                 **({"channel_id": "channel_id"} if with_channels else {}),
                 **{name: name for name in settings},
             },
@@ -98,13 +110,21 @@ def recommend_config(
                 rerank.RANKED_VIDEOS: "video_ids",
                 rerank.RANKED_SECONDS: EXPECTED_WATCH_TIME,
                 rerank.RANKED_SCORES: "candidate_scores",
+                **{f"{rerank.RANKED}{name}": name for name in candidates_own},
                 RELEASE.name: RELEASE.name,
             },
         ),
     ]
     taken = {spec.name for spec in candidate_inputs} | set(of_user) | set(settings)
     inputs = [spec for spec in RECOMMEND_INPUTS if spec.name in taken]
-    return ensemble_config(MODEL, inputs, recommend_outputs(size), steps, max_batch_size=max_batch_size)
+    inputs += [spec for spec in ranking_inputs if spec.name.endswith(WEIGHT)]
+    outputs = recommend_outputs(size, passed)
+    return ensemble_config(MODEL, inputs, outputs, steps, max_batch_size=max_batch_size)
+
+
+def passed_on(ranking_outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the outputs of ranking that `recommend` answers with, beside the expected watch time."""
+    return [spec for spec in ranking_outputs if spec.name != EXPECTED_WATCH_TIME]
 
 
 def set_release(rerank_file: Path, number: int) -> None:
@@ -161,4 +181,4 @@ class ReleaseGraphs:
         for step in self._steps:
             answer = self._one(step.model_name, {key: tensors[name] for key, name in step.input_map.items()})
             tensors |= {name: answer[key] for key, name in step.output_map.items()}
-        return {name: tensors[name] for name in (spec.name for spec in recommend_outputs(1))}
+        return {spec.name: tensors[spec.name] for spec in self._config.output}

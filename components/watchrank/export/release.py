@@ -15,19 +15,19 @@ from watchrank import __version__
 from watchrank.config import ExportSettings, IndexSettings
 from watchrank.datasets.candidates import CandidateDataset
 from watchrank.datasets.ranking import RankingDataset, Split
+from watchrank.evaluation.evaluate import watch_time_task
 from watchrank.export import candidates, recommend, rerank, video_features
 from watchrank.export.golden import answered_again, as_slates, golden_requests, last_rows
 from watchrank.export.onnx import export_onnx, save_graph
 from watchrank.export.parity import Parity, check_parity, edge_cases
 from watchrank.export.triton_config import triton_config
 from watchrank.models.candidate_generation import CandidateModel
-from watchrank.models.ranking import ExpectedWatchTime, RankingModel
+from watchrank.models.ranking import RankingModel, ServedRanking, served_outputs, weight_inputs
 from watchrank.releases import MANIFEST, checksums, next_release, read_manifest
 from watchrank.schema import (
     EXCLUDED_VIDEO_IDS,
     PAD_ID,
     RANKING_INPUTS,
-    RANKING_OUTPUTS,
     VIDEO_TENSORS,
     Tensor,
 )
@@ -86,14 +86,16 @@ def export_release(
         found = candidates.export_candidates(
             trained.candidates, trained.candidate_dataset, fresh / "candidate_generation", index, settings
         )
-        parity = _export_ranking(ranker, data, fresh / "ranking" / graph, settings)
+        parity = export_ranking(ranker, data, fresh / "ranking" / graph, settings)
         videos = np.array(CandidateDataset.open(trained.candidate_dataset).videos["video_id"])
         features = served_features(ranker.inputs.input_names, absent)
         _export_video_features(videos, features, store, fresh / "video_features" / graph, settings)
-        with_channels = "channel_id" not in absent
-        _export_rerank(tower, number, with_channels, fresh / "rerank" / graph, index.k, settings)
-        names = ranker.inputs.input_names
-        for model, config in triton_configs(tower.tower.names, names, absent, index.k).items():
+        outputs = served_outputs(ranker.tasks)
+        export_rerank(
+            tower, number, "channel_id" not in absent, outputs, fresh / "rerank" / graph, index.k, settings
+        )
+        inputs = ranking_inputs(ranker)
+        for model, config in triton_configs(tower.tower.names, inputs, outputs, absent, index.k).items():
             (fresh / model).mkdir(exist_ok=True)
             (fresh / model / "config.pbtxt").write_text(config, encoding="utf-8")
         write_json(fresh / "golden.json", golden_requests(fresh, data, settings))
@@ -103,6 +105,7 @@ def export_release(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "code_version": __version__,
             "endpoints": ENDPOINTS,
+            "model": ranker.kind,
             "data": data.manifest["splits"],
             "metrics": metrics,
             "parity": {"ranking": parity.differences, "candidate_generation": found},
@@ -148,31 +151,38 @@ def refresh_release(release: Path, store: "FeatureStore", releases: Path, settin
 
 
 def triton_configs(
-    tower_names: Collection[str], ranking_names: Collection[str], absent: Collection[str], size: int
+    tower_names: Collection[str],
+    of_ranking: Sequence[Tensor],
+    ranking_outputs: Sequence[Tensor],
+    absent: Collection[str],
+    size: int,
 ) -> dict[str, str]:
     """Return Triton's configuration of every model of a release.
 
     Args:
         tower_names: the features that candidate generation reads.
-        ranking_names: the features that ranking reads.
+        of_ranking: the inputs of ranking.
+        ranking_outputs: its outputs.
         absent: the features that the log lacks.
         size: candidates that are ranked.
     """
     of_tower = [*candidates.tower_inputs(tower_names), EXCLUDED_VIDEO_IDS]
-    of_ranking = [spec for spec in RANKING_INPUTS if spec.name in ranking_names]
-    features = served_features(ranking_names, absent)
-    ranked = [*rerank.rerank_outputs(size), recommend.RELEASE]
+    features = served_features({spec.name for spec in of_ranking}, absent)
+    passed = [spec.name for spec in recommend.passed_on(ranking_outputs)]
+    ranked = [*rerank.rerank_outputs(size, passed), recommend.RELEASE]
     tensors: dict[str, tuple[Sequence[Tensor], Sequence[Tensor]]] = {
         "candidate_generation": (of_tower, candidates.candidate_outputs(size)),
         "video_features": ([video_features.VIDEOS], features),
-        "ranking": (of_ranking, RANKING_OUTPUTS),
-        "rerank": (rerank.rerank_inputs("channel_id" not in absent), ranked),
+        "ranking": (of_ranking, ranking_outputs),
+        "rerank": (rerank.rerank_inputs("channel_id" not in absent, passed), ranked),
     }
     configs = {
         model: triton_config(model, inputs, outputs, max_batch_size=MAX_BATCH_SIZE)
         for model, (inputs, outputs) in tensors.items()
     }
-    ensemble = recommend.recommend_config(of_tower, features, of_ranking, size, MAX_BATCH_SIZE)
+    ensemble = recommend.recommend_config(
+        of_tower, features, of_ranking, ranking_outputs, size, MAX_BATCH_SIZE
+    )
     return {**configs, recommend.MODEL: ensemble}
 
 
@@ -182,16 +192,27 @@ def served_features(ranking_names: Collection[str], absent: Collection[str]) -> 
     return video_features.feature_outputs([spec.name for spec in VIDEO_TENSORS if spec.name in read])
 
 
-def _export_ranking(
+def ranking_inputs(ranker: RankingModel) -> list[Tensor]:
+    """Return the inputs of a ranker's graph: the features that it reads, and its tasks' weights."""
+    features = [spec for spec in RANKING_INPUTS if spec.name in ranker.inputs.input_names]
+    return [*features, *weight_inputs(ranker.tasks)]
+
+
+def export_ranking(
     ranker: RankingModel, data: RankingDataset, graph: Path, settings: ExportSettings
 ) -> Parity:
-    inputs = [spec for spec in RANKING_INPUTS if spec.name in ranker.inputs.input_names]
-    head = ExpectedWatchTime(ranker).eval()
-    export_onnx(head, inputs, RANKING_OUTPUTS[0], graph, settings)
+    """Write the graph of a ranker and check that it answers as the model does.
+
+    Raises:
+        InputError: the ranker does not predict watch time, or a weight of the score is of no task.
+        ParityError: the graph answers differently.
+    """
+    watch_time_task(ranker)
+    inputs, head = ranking_inputs(ranker), ServedRanking(ranker, settings.score_weights).eval()
+    export_onnx(head, inputs, served_outputs(ranker.tasks), graph, settings)
     rows = last_rows(data, inputs, settings.parity_rows)
     cases = edge_cases(inputs, rows) | {"several candidates": as_slates(inputs, rows)}
-    maximum = float(np.exp(ranker.max_logit))
-    return check_parity(head, graph, cases, tolerance=settings.tolerance, maximum=maximum)
+    return check_parity(head, graph, cases, tolerance=settings.tolerance, maxima=head.maxima)
 
 
 def _export_video_features(
@@ -205,11 +226,21 @@ def _export_video_features(
     save_graph(video_features.feature_graph(videos, found, features, settings), file)
 
 
-def _export_rerank(
-    tower: CandidateModel, number: int, with_channels: bool, file: Path, size: int, settings: ExportSettings
+def export_rerank(
+    tower: CandidateModel,
+    number: int,
+    with_channels: bool,
+    ranking_outputs: Sequence[Tensor],
+    file: Path,
+    size: int,
+    settings: ExportSettings,
 ) -> None:
+    """Write the graph of re-ranking, which compares videos by the tower's vectors."""
     vectors, ids = tower.vectors.detach().numpy(), tower.vocabulary.keys.numpy()
-    graph = rerank.rerank_graph(vectors, ids, size=size, with_channels=with_channels, settings=settings)
+    passed = [spec.name for spec in recommend.passed_on(ranking_outputs)]
+    graph = rerank.rerank_graph(
+        vectors, ids, size=size, with_channels=with_channels, settings=settings, passed=passed
+    )
     save_graph(graph, file)
     recommend.set_release(file, number)
 

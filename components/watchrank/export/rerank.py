@@ -1,16 +1,18 @@
 """The last step of a recommendation as an ONNX graph: the candidates in, the final list out.
 
-Candidates are ordered by expected watch time. Two things may change that order, for each request apart:
+Candidates are ordered by what each is worth: its expected watch time, or the score that a ranker of several
+tasks gives it. Two things may change that order, for each request apart:
 
 * `diversity` λ: maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998). Each place goes to the
   candidate with the greatest (1 - λ) · relevance - λ · (greatest cosine to a video already placed), where
-  relevance is its expected watch time over the greatest in the request. The first place goes by relevance.
+  relevance is its worth, 0 at the least, over the greatest in the request. The first place goes by worth.
 * `channel_limit`: once a channel has so many places, its other videos are passed over.
 
 Of equals, the candidate that was given first wins. `rerank_inputs` and `rerank_outputs` say what goes in and
 comes out.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,13 @@ from watchrank.config import ExportSettings
 from watchrank.errors import InputError
 from watchrank.export.index import LARGEST_FILE, SCORES, VIDEOS
 from watchrank.export.onnx import as_model
-from watchrank.schema import CANDIDATES, CHANNEL_LIMIT, DIVERSITY, EXPECTED_WATCH_TIME, K, Tensor
+from watchrank.schema import CANDIDATES, CHANNEL_LIMIT, DIVERSITY, EXPECTED_WATCH_TIME, SCORE, K, Tensor
 
 CHANNEL = "channel_id"
 RANKED_VIDEOS, RANKED_SCORES = "ranked_video_ids", "ranked_scores"
 RANKED_SECONDS = "ranked_expected_watch_time"
+RANKED = "ranked_"
+"""Before the name of what is passed on."""
 
 _GRAPH = """
 rerank () => ()
@@ -45,7 +49,12 @@ rerank () => ()
   no_time = IsNaN (times)
   some_times = Where (no_time, zero, times)
   seconds = Clip (some_times, zero, largest)
-  by_seconds = Where (is_candidate, seconds, lowest)
+  worth = Identity (seconds)                                                          # by time
+  all_worth = Pad (score, pads, zero)                                                 # by score
+  no_worth = IsNaN (all_worth)                                                        # by score
+  some_worth = Where (no_worth, zero, all_worth)                                      # by score
+  worth = Clip (some_worth, least, largest)                                           # by score
+  by_worth = Where (is_candidate, worth, lowest)
   no_share = IsNaN (diversity)
   some_share = Where (no_share, zero, diversity)
   share = Clip (some_share, zero, one)
@@ -59,9 +68,9 @@ rerank () => ()
     greatest_share)
   is_greedy = Less (zero, greatest)
   best, places = If (is_greedy) <
-    else_branch = by_time () => (float[batch, length] t_best, int64[batch, length] t_places)
+    else_branch = plain () => (float[batch, length] t_best, int64[batch, length] t_places)
     {
-      t_best, t_places = TopK (by_seconds, size)
+      t_best, t_places = TopK (by_worth, size)
     },
     then_branch = greedy () => (float[batch, length] g_best, int64[batch, length] g_places)
     {
@@ -70,14 +79,15 @@ rerank () => ()
       directions = Cast <to = 1> (half)                                               # [B, C, D]
       turned = Transpose <perm = [0, 2, 1]> (directions)
 
-      longest = ReduceMax (by_seconds, axis)
-      is_longer = Less (zero, longest)
-      divisor = Where (is_longer, longest, one)
-      relevance = Div (seconds, divisor)
+      greatest_worth = ReduceMax (by_worth, axis)
+      is_worth = Less (zero, greatest_worth)
+      divisor = Where (is_worth, greatest_worth, one)
+      gain = Clip (worth, zero, largest)
+      relevance = Div (gain, divisor)
       rest = Sub (one, share)
       weighted = Mul (rest, relevance)
       is_plain = Equal (share, zero)
-      values = Where (is_plain, seconds, weighted)                                    # no tie by rounding
+      values = Where (is_plain, worth, weighted)                                      # no tie by rounding
       candidate_values = Where (is_candidate, values, lowest)
       values_0 = Unsqueeze (candidate_values, axis)                                   # [B, 1, C]
       share_1 = Unsqueeze (share, axis)
@@ -92,8 +102,8 @@ rerank () => ()
       limit = Where (is_limited, limits, largest)                                     # channels
       room_0 = Unsqueeze (limit, axis)                                                # channels
 
-      by_seconds_1 = Unsqueeze (by_seconds, axis)
-      best_0, place_0 = TopK (by_seconds_1, ones)                                     # [B, 1, 1]
+      by_worth_1 = Unsqueeze (by_worth, axis)
+      best_0, place_0 = TopK (by_worth_1, ones)                                     # [B, 1, 1]
       one_shape = Shape (place_0)
       lowest_1 = Expand (lowest, one_shape)
       most = ReduceMax <keepdims = 0> (wanted)
@@ -154,23 +164,37 @@ rerank () => ()
   ranked_video_ids = Where (is_ranked, their_ids, none)
   ranked_expected_watch_time = Where (is_ranked, their_seconds, zero)
   ranked_scores = Where (is_ranked, their_scores, zero)
-}
+PASSED}
 """
-"""In ONNX's text syntax; without channels the lines that end in `# channels` are left out.
+"""In ONNX's text syntax; without channels the lines that end in `# channels` are left out, and of those that
+end in `# by time` and `# by score` one kind. At PASSED comes `_PASSED` for each further tensor.
 
 A loop over the places keeps each candidate's value, its greatest cosine to those placed and the room that its
 channel has left. It finds the next place's video at the end of a step, so that the first can go by relevance.
 On one core this is faster up to some 50 places than to compute all C x C cosines first.
 """
 
+_PASSED = """\
+  all_NAME = Pad (NAME, pads, zero)
+  their_NAME = GatherElements <axis = 1> (all_NAME, places)
+  ranked_NAME = Where (is_ranked, their_NAME, zero)
+"""
 
-def rerank_inputs(with_channels: bool) -> list[Tensor]:
-    """Return the graph's inputs; `with_channels` adds the two that a limit of videos a channel needs."""
+
+def rerank_inputs(with_channels: bool, passed: Sequence[str] = ()) -> list[Tensor]:
+    """Return the graph's inputs.
+
+    Args:
+        with_channels: add the two that a limit of videos a channel needs.
+        passed: further numbers of the candidates that come out in the answer's order; by `score`, when it
+            is among them, videos are ranked.
+    """
     channel = _ids(CHANNEL, CANDIDATES, "their channels; -1 is unknown, to which no limit applies")
     return [
         _ids(VIDEOS, CANDIDATES, "the candidates; -1 is none"),
         _numbers(SCORES, CANDIDATES, "their scores from candidate generation, which are only passed on"),
         _numbers(EXPECTED_WATCH_TIME, CANDIDATES, "expected seconds of watching; NaN counts as 0"),
+        *(_numbers(name, CANDIDATES, f"their {name}") for name in passed),
         *([channel] if with_channels else []),
         K,
         DIVERSITY,
@@ -178,12 +202,13 @@ def rerank_inputs(with_channels: bool) -> list[Tensor]:
     ]
 
 
-def rerank_outputs(size: int) -> list[Tensor]:
-    """Return the graph's outputs, best first, for answers of `size` places."""
+def rerank_outputs(size: int, passed: Sequence[str] = ()) -> list[Tensor]:
+    """Return the graph's outputs, best first, for answers of `size` places; `passed` as in the inputs."""
     return [
         _ids(RANKED_VIDEOS, size, "the videos, best first; -1 past k or where none is left"),
         _numbers(RANKED_SECONDS, size, "their expected seconds of watching; 0 where there is no video"),
         _numbers(RANKED_SCORES, size, "their scores from candidate generation; 0 where there is no video"),
+        *(_numbers(f"{RANKED}{name}", size, f"their {name}; 0 where there is no video") for name in passed),
     ]
 
 
@@ -206,6 +231,7 @@ def rerank_graph(
     size: int,
     with_channels: bool,
     settings: ExportSettings,
+    passed: Sequence[str] = (),
 ) -> ModelProto:
     """Build the graph that orders the candidates; see the head of this module.
 
@@ -219,15 +245,15 @@ def rerank_graph(
         size: places of an answer, the greatest k.
         with_channels: take `channel_id` and `channel_limit`.
         settings: opset and IR version.
+        passed: as `rerank_inputs` takes it.
 
     Raises:
         InputError: what was given does not fit together, or does not fit into one ONNX file.
     """
     _check(vectors, ids, size)
-    lines = [line for line in _GRAPH.splitlines() if with_channels or not line.endswith("# channels")]
-    graph = onnx.parser.parse_graph("\n".join(lines))
-    graph.input.extend(_declared(tensor) for tensor in rerank_inputs(with_channels))
-    graph.output.extend(_declared(tensor) for tensor in rerank_outputs(size))
+    graph = onnx.parser.parse_graph(_text(with_channels, passed))
+    graph.input.extend(_declared(tensor) for tensor in rerank_inputs(with_channels, passed))
+    graph.output.extend(_declared(tensor) for tensor in rerank_outputs(size, passed))
     constants = {**_constants(size), "vectors": _directions(vectors)}
     graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
     greedy = next(a.g for node in graph.node for a in node.attribute if a.name == "then_branch")
@@ -238,6 +264,14 @@ def rerank_graph(
         for name, array in table.items()
     )
     return as_model(graph, settings)
+
+
+def _text(with_channels: bool, passed: Sequence[str]) -> str:
+    left_out = {"# by time" if SCORE.name in passed else "# by score"}
+    left_out |= set() if with_channels else {"# channels"}
+    lines = [line for line in _GRAPH.splitlines() if not line.endswith(tuple(left_out))]
+    of_passed = "".join(_PASSED.replace("NAME", name) for name in passed)
+    return "\n".join(lines).replace("PASSED", of_passed)
 
 
 def _ids(name: str, length: int, description: str) -> Tensor:
@@ -261,6 +295,7 @@ def _constants(size: int) -> dict[str, NDArray[Any]]:
         "zero": np.array(0, np.float32),
         "one": np.array(1, np.float32),
         "lowest": np.array(-np.inf, np.float32),
+        "least": np.array(np.finfo(np.float32).min),
         "largest": np.array(np.finfo(np.float32).max),
         "none": np.array(-1),
         "nought": np.array(0),

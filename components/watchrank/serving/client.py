@@ -12,7 +12,15 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from watchrank.config import DeploymentSettings
 from watchrank.errors import DeploymentError, InputError
-from watchrank.schema import CANDIDATE_INPUTS, CANDIDATES, RANKING_INPUTS, RECOMMEND_INPUTS, Tensor
+from watchrank.schema import (
+    CANDIDATE_INPUTS,
+    CANDIDATES,
+    RANKING_INPUTS,
+    RECOMMEND_INPUTS,
+    WEIGHT,
+    Tensor,
+    score_weight,
+)
 
 SCHEMAS: dict[str, Sequence[Tensor]] = {
     "candidate_generation": CANDIDATE_INPUTS,
@@ -58,7 +66,7 @@ class TritonClient:
         Args:
             endpoint: "recommend", "ranking" or "candidate_generation".
             inputs: arrays by the names of the endpoint's schema, each [batch, *dims] of its dtype, with
-                the same batch and the same number of candidates K in all.
+                the same batch and the same number of candidates K in all. Weights of tasks may be left out.
             model: the name under which a certain release's model is loaded, when not the endpoint is asked.
 
         Raises:
@@ -66,7 +74,8 @@ class TritonClient:
             DeploymentError: the server cannot be reached, does not answer in time or fails.
         """
         name = model or endpoint
-        tensors = checked(SCHEMAS[endpoint], inputs, self._names.get(name) or await self._read_names(name))
+        names = self._names.get(name) or await self._read_names(name)
+        tensors = checked(SCHEMAS[endpoint], with_weights(inputs, names), names)
         try:
             return await self._infer_twice(name, tensors)
         except InferenceServerException as error:
@@ -127,7 +136,8 @@ def checked(
     Raises:
         InputError: a tensor is missing, unknown, or of the wrong dtype or shape.
     """
-    known = {tensor.name: tensor for tensor in schema}
+    weights = [score_weight(name.removesuffix(WEIGHT)) for name in names if name.endswith(WEIGHT)]
+    known = {tensor.name: tensor for tensor in (*schema, *weights)}
     for name in [*inputs, *names]:
         if name not in known:
             raise InputError(f"Tensor {name!r} is no input; the inputs are {', '.join(known)}.")
@@ -138,6 +148,13 @@ def checked(
     for name, array in inputs.items():
         _check_tensor(known[name], array, sizes)
     return {name: inputs[name] for name in names}
+
+
+def with_weights(inputs: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the inputs with NaN, for the release's own, in place of weights of tasks that are not given."""
+    rows = next((len(array) for array in inputs.values()), 0)
+    own = {name: np.full((rows, 1), np.nan, np.float32) for name in names if name.endswith(WEIGHT)}
+    return own | dict(inputs)
 
 
 def infer_inputs(kind: type[Any], tensors: Mapping[str, np.ndarray]) -> list[Any]:

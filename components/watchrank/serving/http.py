@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 MOST_VIDEOS = 1_000
 MOST_EXCLUDED = 10_000
+MOST_WEIGHTS = 100
 LARGEST_INTEGER = 2**63 - 1
 
 HEALTH_SECONDS = 2
@@ -65,6 +66,11 @@ class Ask(BaseModel):
     surface: str | None = Field(None, max_length=100, description="where the videos will be shown")
     diversity: float = Field(0, ge=0, le=1, description="how unlike each other: 0 (off) to 1")
     channel_limit: int = Field(0, ge=0, le=MOST_VIDEOS, description="most videos of one channel; 0: no limit")
+    score_weights: dict[str, float] = Field(
+        {},
+        max_length=MOST_WEIGHTS,
+        description="what a unit of a task's answer is worth, by task, for a release that has several",
+    )
     now: int | None = Field(
         None, ge=0, le=LARGEST_INTEGER, description="time of the request, seconds since 1970; now when null"
     )
@@ -82,6 +88,9 @@ class Answer(BaseModel):
     video_ids: list[int]
     expected_watch_seconds: list[float] = Field(description="expected seconds of watching, if it is shown")
     candidate_scores: list[float] = Field(description="of candidate generation")
+    answers: dict[str, list[float]] = Field(
+        description="of a release with several tasks: the score, by which it ranks, and each task's answer"
+    )
     release: int = Field(description="number of the release that answered")
 
 

@@ -38,7 +38,13 @@ async def explain(
         "history": history(features),
         "candidates": candidate_rows(candidates, answer),
         "ranking": list(
-            zip(answer.video_ids, answer.expected_watch_seconds, answer.candidate_scores, strict=True)
+            zip(
+                answer.video_ids,
+                answer.expected_watch_seconds,
+                answer.candidate_scores,
+                *answer.answers.values(),
+                strict=True,
+            )
         ),
         "seconds": seconds,
     }

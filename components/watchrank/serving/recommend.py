@@ -2,19 +2,20 @@
 
 import asyncio
 import json
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from watchrank.config import DeploymentSettings
 from watchrank.errors import DeploymentError, InputError
 from watchrank.feature_store import online_user_features
-from watchrank.schema import EXPECTED_WATCH_TIME, PAD_ID, RECOMMEND_INPUTS, text_id
+from watchrank.schema import EXPECTED_WATCH_TIME, PAD_ID, RECOMMEND_INPUTS, score_weight, text_id
 from watchrank.serving.client import TritonClient
 
 if TYPE_CHECKING:
@@ -28,19 +29,26 @@ SMALLEST_EXCLUDED = 8
 
 Arrays = dict[str, np.ndarray]
 
+_OWN = frozenset({"video_ids", EXPECTED_WATCH_TIME, "candidate_scores", "release"})
+"""What every release answers."""
+
 Observe = Callable[[str, float], object]
 """Is told the name of a stage, "features" or "triton", and how many seconds it took."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """One user's answer: videos in falling order of expected watch time, or as diversity has it."""
+    """One user's answer: videos in falling order of expected watch time, or as diversity has it.
+
+    A ranker of several tasks orders by its score; `answers` holds that and each other task's answer by name.
+    """
 
     user_id: int
     video_ids: list[int]
     expected_watch_seconds: list[float]
     candidate_scores: list[float]
     release: int
+    answers: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +57,8 @@ class Question:
 
     `excluded` are videos that must not be answered, beside the last watched ones. `now` is the time of the
     request in seconds since 1970, the present when None. `diversity` is 0 (off) to 1; `channel_limit` the
-    most videos of one channel, 0 for no limit.
+    most videos of one channel, 0 for no limit. `score_weights` say what a unit of a task's answer is worth,
+    for a release whose ranker has several tasks; its own hold for those not named.
     """
 
     k: int = 10
@@ -58,6 +67,7 @@ class Question:
     surface: str | None = None
     diversity: float = 0.0
     channel_limit: int = 0
+    score_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what has no answer.
@@ -71,11 +81,13 @@ class Question:
             raise InputError(f"diversity is {self.diversity}; give 0 (off) to 1.")
         if self.channel_limit < 0:
             raise InputError(f"channel_limit is {self.channel_limit}; give 0 (no limit) or more.")
+        if unfit := [task for task, weight in self.score_weights.items() if not math.isfinite(weight)]:
+            raise InputError(f"The score's weight of {unfit[0]} is no finite number; give one.")
 
     def tensors(self, users: int) -> Arrays:
         """Return the inputs of `recommend` but for the users' features, for so many users."""
         length = max(SMALLEST_EXCLUDED, 1 << (len(self.excluded) - 1).bit_length())
-        values = {
+        values: dict[str, Any] = {
             "now": int(time.time()) if self.now is None else self.now,
             "surface": text_id(self.surface),
             "example_age": 0,
@@ -84,10 +96,13 @@ class Question:
             "diversity": self.diversity,
             "channel_limit": self.channel_limit,
         }
+        specs = [spec for spec in RECOMMEND_INPUTS if spec.name in values]
+        for task, weight in self.score_weights.items():
+            specs.append(score_weight(task))
+            values[specs[-1].name] = weight
         return {
             spec.name: np.tile(np.array(values[spec.name], spec.dtype).reshape(1, -1), (users, 1))
-            for spec in RECOMMEND_INPUTS
-            if spec.name in values
+            for spec in specs
         }
 
 
@@ -189,6 +204,7 @@ def _recommendation(user_id: int, answer: Arrays, row: int) -> Recommendation:
         expected_watch_seconds=answer[EXPECTED_WATCH_TIME][row, :places].tolist(),
         candidate_scores=answer["candidate_scores"][row, :places].tolist(),
         release=int(answer["release"][row, 0]),
+        answers={name: values[row, :places].tolist() for name, values in answer.items() if name not in _OWN},
     )
 
 

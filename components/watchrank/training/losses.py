@@ -1,11 +1,13 @@
-"""The objectives of watch-time ranking: weighted logistic regressions that differ in their weights."""
+"""The losses of ranking: of watch time, as weighted logistic regressions, and of other tasks."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from watchrank.config import Objective
+from watchrank.config import Objective, TaskSettings
 
 
 class Weights(NamedTuple):
@@ -47,3 +49,26 @@ def weighted_logistic_loss(logit: Tensor, weights: Weights) -> Tensor:
     Under `exact` its derivative is (e^z - T) / (1 + e^z), zero in expectation at e^z = E[T].
     """
     return weights.positive * F.softplus(-logit) + weights.negative * F.softplus(logit)
+
+
+def task_loss(
+    task: TaskSettings, objective: Objective, logit: Tensor, labels: Mapping[str, Tensor], scale: Tensor
+) -> Tensor:
+    """Return a task's loss of each impression, in the shape of the logit; 0 where its label is missing.
+
+    Args:
+        task: what is predicted.
+        objective: of the watch time.
+        logit: the task's, or the prediction of a regression.
+        labels: by column, in the shape of the logit; below 0 where missing.
+        scale: standard deviation of a regression's label.
+    """
+    label = labels[task.label]
+    match task.kind:
+        case "watch_time":
+            loss = weighted_logistic_loss(logit, objective_weights(objective, labels["clicked"], label))
+        case "binary":
+            loss = F.softplus(logit) - label * logit
+        case "regression":
+            loss = ((logit - label) / scale).square() / 2
+    return torch.where(label >= 0, loss, 0.0)

@@ -1,16 +1,19 @@
-"""Train the watch-time ranker: dataset in, model folder out."""
+"""Train the ranker: dataset in, model folder out."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import logit
 from torch import Tensor, nn
 
-from watchrank.config import Objective, RankingSettings, TrainingSettings, parse
+from watchrank.config import Objective, RankingSettings, TaskSettings, TrainingSettings, parse
 from watchrank.datasets.batches import LABELS, Batch, RankingBatches, ResampledBatches, Share
-from watchrank.datasets.ranking import RankingDataset, Split
+from watchrank.datasets.ranking import OPTIONAL_LABELS, RankingDataset, Split
 from watchrank.errors import InputError
+from watchrank.models.calibration import Calibration
 from watchrank.models.inputs import NEEDED, POOLED, InputLayer, id_features
 from watchrank.models.lookup import top_ids
 from watchrank.models.ranking import RankingModel
@@ -19,7 +22,7 @@ from watchrank.training import distributed
 from watchrank.training.calibration import fit_calibration
 from watchrank.training.fit import Batches, Epoch, Fit, Loss, device_of, run_key
 from watchrank.training.folders import read_model, write_model
-from watchrank.training.losses import objective_weights, weighted_logistic_loss
+from watchrank.training.losses import objective_weights, task_loss
 
 QUANTILE_ROWS = 200_000
 """Impressions that the quantiles are taken from."""
@@ -50,6 +53,7 @@ def train_ranking(
     with distributed.process_group(device_of(training).type):
         torch.manual_seed(training.seed)
         model = new_model(data, ranking)
+        model.log_variance.requires_grad_(training.task_weighting == "uncertainty")
         curve = _fit(model, data, training, checkpoint, run_key(data.manifest, ranking, training))
         if distributed.share().process == 0:
             if training.calibrate:
@@ -63,59 +67,102 @@ def train_ranking(
 def _fit(
     model: RankingModel, data: RankingDataset, training: TrainingSettings, checkpoint: Path, key: str
 ) -> list[Epoch]:
-    share, names, validation = distributed.share(), model.inputs.input_names, data.split("validation")
-    batches, drawn_as = training_batches(data.split("train"), names, training, share)
+    share, validation = distributed.share(), data.split("validation")
+    batches, drawn_as = training_batches(data.split("train"), model, training, share)
+    names, labels = model.inputs.input_names, label_names(model.tasks)
     return Fit(
         model,
-        watch_time_loss(drawn_as),
+        ranking_loss(model, drawn_as),
         batches,
-        RankingBatches(validation, names, training.batch_size, share=share) if len(validation) else None,
+        RankingBatches(validation, names, training.batch_size, share=share, labels=labels)
+        if len(validation)
+        else None,
         training,
         checkpoint=checkpoint,
         key=key,
-        validation_loss=watch_time_loss(training.objective),
+        validation_loss=ranking_loss(model, training.objective),
     ).run()
 
 
-def watch_time_loss(objective: Objective) -> Loss:
-    """Return the loss of each impression [B, K] of a batch under an objective; 0 where there is none."""
+def ranking_loss(model: RankingModel, objective: Objective) -> Loss:
+    """Return the loss of each impression [B, K] of a batch, the tasks' weighed; 0 where there is none.
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        weights = objective_weights(objective, batch.labels["clicked"], batch.labels["watch_seconds"])
-        return weighted_logistic_loss(model(batch.features), weights) * batch.shown
+    Args:
+        model: its tasks' learned uncertainties (Kendall, Gal, Cipolla: Multi-Task Learning Using Uncertainty
+            to Weigh Losses, CVPR 2018, section 3) weigh too where they are trained: exp(-s) L + s / 2.
+        objective: of the watch time.
+    """
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        logits, total = network(batch.features), torch.zeros_like(batch.shown)
+        for place, task in enumerate(model.tasks):
+            own = task_loss(task, objective, logits[..., place], batch.labels, model.scale[place])
+            if model.log_variance.requires_grad:
+                spread = model.log_variance[place]
+                own = torch.exp(-spread) * own + spread / 2 * (batch.labels[task.label] >= 0)
+            total = total + task.weight * own
+        return total * batch.shown
 
     return loss
 
 
+def label_names(tasks: Sequence[TaskSettings]) -> set[str]:
+    """Return the columns that the tasks learn from."""
+    return {task.label for task in tasks}.union(*(LABELS for task in tasks if task.kind == "watch_time"))
+
+
 @torch.no_grad()
 def calibrate(model: RankingModel, validation: Split) -> None:
-    """Fit the model's calibration on the validation window; without one it stays the identity."""
+    """Fit each task's calibration on the validation window; without one it stays the identity."""
     if not len(validation):
         return
-    batches = RankingBatches(validation, model.inputs.input_names, PREDICTION_ROWS)
-    z = logits(model, batches).numpy()
-    fit_calibration(model.calibration, z, validation.impressions["watch_seconds"])
+    z = logits(model, RankingBatches(validation, model.inputs.input_names, PREDICTION_ROWS)).numpy()
+    for place, task in enumerate(model.tasks):
+        label = validation.impressions[task.label].astype(np.float64)
+        known = label >= 0
+        if task.kind != "regression":
+            calibration = model.calibrations[place]
+            assert isinstance(calibration, Calibration)
+            fit_calibration(calibration, z[known, place], label[known], task.kind)
 
 
 @torch.no_grad()
 def logits(model: RankingModel, batches: RankingBatches) -> Tensor:
-    """Return the logit of every impression [N] of batches that keep the order of their split, on the CPU."""
+    """Return the logits of all impressions [N, T], for batches in the order of their split; on the CPU."""
     device = next(model.parameters()).device
     parts = [model(batch.to(device).features).cpu()[batch.shown > 0] for batch in batches.epoch()]
     return torch.cat(parts)
 
 
 def training_batches(
-    train: Split, names: set[str], settings: TrainingSettings, share: Share
+    train: Split, model: RankingModel, settings: TrainingSettings, share: Share
 ) -> tuple[Batches, Objective]:
     """Return the batches to learn from, and the objective under which their labels are to be read.
 
     `resample` draws each impression as often as its objective's weights say; what was drawn then weighs 1,
     as a click of one second does under `youtube`.
+
+    Raises:
+        InputError: what is asked for needs a label or a place in the list that the log does not have.
     """
-    batches = RankingBatches(train, names, settings.batch_size, seed=settings.seed, share=share)
+    labels = label_names(model.tasks)
+    if lacking := sorted(labels - train.impressions.keys()):
+        raise InputError(
+            f"The log has no {', '.join(lacking)}, which ranking.tasks name; it has "
+            f"{', '.join(sorted({*LABELS, *OPTIONAL_LABELS} & train.impressions.keys()))}."
+        )
+    names = model.inputs.input_names
+    if model.position is not None:
+        if not (np.asarray(train.impressions["position"]) >= 0).any():
+            raise InputError("The log has no position, which ranking.position_bias needs; leave it off.")
+        names = names | {"position"}
+    batches = RankingBatches(
+        train, names, settings.batch_size, seed=settings.seed, share=share, labels=labels
+    )
     if settings.weighting == "gradient":
         return batches, settings.objective
+    if [task.kind for task in model.tasks] != ["watch_time"]:
+        raise InputError("training.weighting=resample draws by watch time: it is for ranking.model=ranking.")
     clicked, seconds = (torch.from_numpy(np.array(train.impressions[name])).float() for name in LABELS)
     weights = objective_weights(settings.objective, clicked, seconds)
     positive, negative = (weight.numpy() for weight in weights)
@@ -137,9 +184,25 @@ def new_model(data: RankingDataset, settings: RankingSettings) -> RankingModel:
     }
     model = RankingModel(InputLayer(settings, absent, keys), settings)
     _fit_inputs(model.inputs, train)
-    mean_seconds = float(np.mean(train.impressions["watch_seconds"], dtype=np.float64))
-    nn.init.constant_(model.logit.bias, math.log(max(mean_seconds, 1e-3)))
+    for place, task in enumerate(model.tasks):
+        if task.label in train.impressions:
+            _start(model, place, task, train.impressions[task.label])
     return model
+
+
+@torch.no_grad()
+def _start(model: RankingModel, place: int, task: TaskSettings, labels: np.ndarray) -> None:
+    """Let a task begin at the mean of its labels [N]."""
+    known = labels[labels >= 0].astype(np.float64)
+    mean, bias = known.mean() if len(known) else 0.0, model.towers.logit.bias[place]
+    match task.kind:
+        case "watch_time":
+            bias.fill_(math.log(max(mean, 1e-3)))
+        case "binary":
+            bias.fill_(float(logit(np.clip(mean, 1e-3, 1 - 1e-3))))
+        case "regression":
+            model.scale[place] = max(known.std() if len(known) else 0.0, 1e-6)
+            bias.fill_(mean / model.scale[place])
 
 
 def left_out(data: RankingDataset, settings: RankingSettings) -> frozenset[str]:

@@ -257,8 +257,8 @@ def test_labels_that_the_log_has_are_kept(make_dataset, shown):
     log[1] |= {"liked": None}
     dataset = make_dataset(log)
     assert [dataset.split(name).impressions["liked"].tolist() for name in ("train", "validation")] == [
-        [True],
-        [False],
+        [1],
+        [PAD_ID],
     ]
     assert "followed" not in dataset.split("train").impressions
 

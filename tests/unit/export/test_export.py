@@ -149,20 +149,20 @@ VIDEO = (Tensor(name="video_id", dtype="int64", dims=(-1,), description=""),)
 
 def test_lookup_is_exported_as_one_hash_table(tmp_path):
     module = Doubled(2.0).eval()
-    export_onnx(module, VIDEO, RANKING_OUTPUTS[0], tmp_path / "m.onnx", ExportSettings())
+    export_onnx(module, VIDEO, RANKING_OUTPUTS, tmp_path / "m.onnx", ExportSettings())
     cases = {"ids": {"video_id": np.array([[2, 5], [2**60, 3], [-1, 2**62]])}}
-    parity = check_parity(module, tmp_path / "m.onnx", cases, tolerance=1e-6, maximum=1e9)
+    parity = check_parity(module, tmp_path / "m.onnx", cases, tolerance=1e-6, maxima=[1e9])
     assert parity.differences["ids"] <= 1e-6
     assert [n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node].count("LabelEncoder") == 1
 
 
 def test_parity_fails_on_another_model_and_on_an_answer_out_of_bounds(tmp_path):
     module = Doubled(2.0).eval()
-    export_onnx(module, VIDEO, RANKING_OUTPUTS[0], tmp_path / "m.onnx", ExportSettings())
+    export_onnx(module, VIDEO, RANKING_OUTPUTS, tmp_path / "m.onnx", ExportSettings())
     cases = {"ids": {"video_id": np.array([[2, 5]])}}
     with torch.no_grad():
         module.factor.mul_(1.01)
     with pytest.raises(ParityError, match=r"differs from the trained model by .* on 'ids'"):
-        check_parity(module, tmp_path / "m.onnx", cases, tolerance=1e-4, maximum=1e9)
+        check_parity(module, tmp_path / "m.onnx", cases, tolerance=1e-4, maxima=[1e9])
     with pytest.raises(ParityError, match="not finite or above"):
-        check_parity(module, tmp_path / "m.onnx", cases, tolerance=1, maximum=1e-9)
+        check_parity(module, tmp_path / "m.onnx", cases, tolerance=1, maxima=[1e-9])

@@ -4,7 +4,7 @@ import torch
 from watchrank.config import RankingSettings
 from watchrank.models import inputs
 from watchrank.models.inputs import InputLayer, id_features
-from watchrank.models.ranking import ExpectedWatchTime, RankingModel
+from watchrank.models.ranking import RankingModel, ServedRanking
 from watchrank.schema import RANKING_INPUTS
 
 
@@ -104,7 +104,7 @@ def test_a_candidate_is_scored_alike_alone_and_among_others():
 def test_the_served_head_is_finite_and_bounded(value):
     settings = RankingSettings(max_watch_seconds=3600)
     model = RankingModel(layer(), settings)
-    torch.nn.init.constant_(model.logit.bias, 500.0)
+    torch.nn.init.constant_(model.towers.logit.bias, 500.0)
     x = {n: torch.full_like(v, value) if v.is_floating_point() else v for n, v in features().items()}
-    answer = ExpectedWatchTime(model.eval())(x)
+    (answer,) = ServedRanking(model.eval())(x)
     torch.testing.assert_close(answer, torch.full_like(answer, 3600.0))

@@ -15,7 +15,7 @@ from watchrank.errors import InputError
 from watchrank.models.calibration import Calibration
 from watchrank.training import fit as fit_module
 from watchrank.training.fit import Epoch, Fit
-from watchrank.training.ranking import load_model, new_model, train_ranking, watch_time_loss
+from watchrank.training.ranking import load_model, new_model, ranking_loss, train_ranking
 
 TRAIN = """
 import sys, json
@@ -37,13 +37,13 @@ def test_training_lowers_the_validation_loss_and_ends_on_the_best_epoch(trained)
 
     def loss(model):
         with torch.no_grad():
-            losses = [watch_time_loss("exact")(model.eval(), batch).sum() for batch in batches.epoch()]
+            losses = [ranking_loss(model, "exact")(model.eval(), batch).sum() for batch in batches.epoch()]
         return torch.stack(losses).sum().item() / batches.rows
 
     best = min(line["validation_loss"] for line in curve)
     model = load_model(trained.place.model)
-    assert model.calibration.shift.item() != 0, "the model is calibrated after training"
-    model.calibration = Calibration()
+    assert model.calibrations[0].shift.item() != 0, "the model is calibrated after training"
+    model.calibrations[0] = Calibration()
     assert loss(model) == pytest.approx(best, rel=1e-5)
     assert best < 0.98 * loss(untrained)
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_another_run_is_not_used(prepared, tmp_path):
         batches = RankingBatches(data.split("train"), names, 4_096, seed=0)
         checkpoint = tmp_path / "checkpoint"
         return Fit(
-            model, watch_time_loss("exact"), batches, None, settings, checkpoint=checkpoint, key=key
+            model, ranking_loss(model, "exact"), batches, None, settings, checkpoint=checkpoint, key=key
         ).run()
 
     first = run("a")
@@ -104,7 +104,9 @@ def test_it_stops_when_validation_gets_no_better(prepared, tmp_path, monkeypatch
     model = new_model(data, prepared.config.ranking)
     batches = RankingBatches(data.split("validation"), model.inputs.input_names, 4_096, seed=0)
     losses = iter([5.0, 4.0, 6.0, 4.5, 1.0])
-    run = Fit(model, watch_time_loss("exact"), batches, batches, settings, checkpoint=tmp_path / "c", key="k")
+    run = Fit(
+        model, ranking_loss(model, "exact"), batches, batches, settings, checkpoint=tmp_path / "c", key="k"
+    )
     monkeypatch.setattr(run, "_validate", lambda: next(losses))
     assert [line.validation_loss for line in run.run()] == [5.0, 4.0, 6.0, 4.5]
 
@@ -182,8 +184,8 @@ def test_mixed_precision_trains_to_nearly_the_same_loss(prepared, tmp_path):
     curve, expected = trained_with(prepared, tmp_path / "float32")
     lower, found = trained_with(prepared, tmp_path / "bfloat16", precision="bfloat16")
     assert lower[-1].validation_loss == pytest.approx(curve[-1].validation_loss, rel=2e-2)
-    assert found["logit.weight"].dtype == torch.float32
-    assert not torch.equal(found["hidden.0.weight"], expected["hidden.0.weight"])
+    assert found["towers.logit.weight"].dtype == torch.float32
+    assert not torch.equal(found["structure.bottom.0.weight"], expected["structure.bottom.0.weight"])
 
 
 def test_a_large_table_is_trained_by_the_rows_of_each_batch_alone(prepared):
@@ -193,7 +195,7 @@ def test_a_large_table_is_trained_by_the_rows_of_each_batch_alone(prepared):
     settings = prepared.config.training.model_copy(update={"sparse_rows": 100, "epochs": 1})
     before = table.weight.detach().clone()
     batches = RankingBatches(data.split("train"), model.inputs.input_names, 64, seed=0)
-    run = Fit(model, watch_time_loss("exact"), batches, None, settings, checkpoint=None, key="")
+    run = Fit(model, ranking_loss(model, "exact"), batches, None, settings, checkpoint=None, key="")
     batch = next(batches.epoch())
     run._step([batch])
     ids = torch.cat([batch.features["video_id"].flatten(), batch.features["watched_video_ids"].flatten()])
