@@ -67,15 +67,16 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what each tower is given [N, T, D]."""
-        found: Tensor = F.relu(self.first(x)).view(len(x), self.experts, -1)  # [N, E, D]
+        found: Tensor = F.relu(self.first(x)).view(-1, self.experts, self.first.out_features // self.experts)
         for layer in self.rest:
             found = F.relu(layer(found))
         return torch.bmm(self.gates(x), found)
 
     def gates(self, x: Tensor) -> Tensor:
         """Return how each task weighs the experts [N, T, E]; a row's weights of a task sum to 1."""
-        weights: Tensor = self.gate(x).view(len(x), -1, self.experts).softmax(-1)
-        return weights.expand(-1, self.tasks, -1)
+        gates = self.gate.out_features // self.experts
+        weights: Tensor = self.gate(x).view(-1, gates, self.experts).softmax(-1)
+        return weights if gates == self.tasks else weights.expand(-1, self.tasks, -1)
 
 
 class Towers(nn.Module):

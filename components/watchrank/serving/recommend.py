@@ -204,7 +204,7 @@ def _recommendation(user_id: int, answer: Arrays, row: int) -> Recommendation:
         expected_watch_seconds=answer[EXPECTED_WATCH_TIME][row, :places].tolist(),
         candidate_scores=answer["candidate_scores"][row, :places].tolist(),
         release=int(answer["release"][row, 0]),
-        answers={name: values[row, :places].tolist() for name, values in answer.items() if name not in _OWN},
+        answers={name: answer[name][row, :places].tolist() for name in sorted(answer.keys() - _OWN)},
     )
 
 

@@ -295,3 +295,38 @@ def test_what_one_file_cannot_hold_is_an_error(monkeypatch):
     monkeypatch.setattr("watchrank.export.rerank.LARGEST_FILE", 100)
     with pytest.raises(InputError, match="fewer videos"):
         build(EXACT, EXACT_IDS, 4)
+
+
+def test_by_score_negative_ones_keep_their_order_and_all_is_passed_on():
+    feed = request([[1, 2, 3, 4, -1]], [9, 8, 7, 6, 5], k=4)
+    feed["score"] = np.array([[-3.0, 2.0, -1.0, NAN, 7.0]], np.float32)
+    feed["click_probability"] = np.array([[0.1, 0.2, 0.3, 0.4, 0.5]], np.float32)
+    graph = rerank_graph(
+        *BY_SCORE,
+        size=6,
+        with_channels=True,
+        settings=ExportSettings(),
+        passed=("click_probability", "score"),
+    )
+    ids, seconds, scores, clicks, values = run(graph, feed)
+    assert ids.tolist() == [[2, 4, 3, 1, -1, -1]]
+    assert seconds.tolist() == [[8, 6, 7, 9, 0, 0]]
+    assert scores.tolist() == [[2, 4, 3, 1, 0, 0]]
+    np.testing.assert_array_equal(clicks, np.array([[0.2, 0.4, 0.3, 0.1, 0, 0]], np.float32))
+    np.testing.assert_array_equal(values[0, [0, 2, 3]], [2, -1, -3])
+    feed["diversity"] = np.array([[1e-6]], np.float32)  # nearly off: what is worth less than nothing comes last
+    assert set(run(graph, feed)[0][0, 2:4].tolist()) <= {1, 3, 4}
+    assert run(graph, feed)[0][0, 0] == 2
+
+
+def test_by_score_diversity_takes_what_is_unlike():
+    feed = request([[1, 2, 3]], [0, 0, 0], diversity=0.5, k=3)
+    feed["score"] = np.array([[3.0, 2.9, 1.0]], np.float32)
+    graph = rerank_graph(*BY_SCORE, size=3, with_channels=False, settings=ExportSettings(), passed=("score",))
+    assert run(graph, feed)[0].tolist() == [[1, 3, 2]], "2 is like 1"
+
+
+BY_SCORE = (
+    np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32),
+    np.array([1, 2, 3, 4]),
+)

@@ -53,3 +53,23 @@ def test_few_watches_move_a_tenth_little():
 )
 def test_without_evidence_it_is_the_identity(logits, seconds):
     assert fitted(logits, seconds)(np.array([-3.0, 0.5])).tolist() == [-3.0, 0.5]
+
+
+def test_it_puts_bold_probabilities_right_in_every_tenth():
+    rng = np.random.default_rng(0)
+    true = rng.normal(-1, 2, 200_000)
+    clicked = rng.random(true.size) < 1 / (1 + np.exp(-true))
+    calibration = Calibration()
+    fit_calibration(calibration, (true - 0.5) / 0.7, clicked, "binary")
+    fresh = rng.normal(-1, 2, 200_000)
+    calibrated = torch.sigmoid(calibration(torch.as_tensor((fresh - 0.5) / 0.7).float())).double().numpy()
+    right = 1 / (1 + np.exp(-fresh))
+    for rows in np.array_split(np.argsort(fresh), 10):
+        assert calibrated[rows].mean() == pytest.approx(right[rows].mean(), rel=0.1, abs=0.005)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_probabilities_of_one_class_are_left_alone(share):
+    calibration = Calibration()
+    fit_calibration(calibration, np.linspace(-1, 1, 99), np.full(99, share), "binary")
+    assert calibration(torch.tensor([-3.0, 0.5])).tolist() == [-3.0, 0.5]
