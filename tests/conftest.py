@@ -1,3 +1,4 @@
+import logging
 import os
 import shutil
 import socket
@@ -128,6 +129,7 @@ def s3_server() -> Iterator[str]:
     """The address of a real server of the S3 protocol."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
