@@ -252,7 +252,7 @@ def test_a_pointer_that_names_nothing_is_refused(store, tmp_path, pointer):
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://", "s3:///prefix", "gs://bucket", "http://host/store", "s3://b/p?some=thing"]
+    "url", ["s3://", "s3:///prefix", "gs://bucket", "file:///store", "s3://b/p?some=thing"]
 )
 def test_a_url_of_another_kind_is_refused(url):
     with pytest.raises(InputError, match=r"is no release store; give the path of a folder or s3://bucket/"):
