@@ -96,6 +96,11 @@ class Workspace:
         return self.root / "releases"
 
     @property
+    def pulled(self) -> Path:
+        """The releases that were fetched from a release store and are loaded."""
+        return self.root / "pulled"
+
+    @property
     def model_repository(self) -> Path:
         """What Triton serves from."""
         return self.root / "model_repository"

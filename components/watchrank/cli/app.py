@@ -37,6 +37,10 @@ ReleaseOption = Annotated[
     int | None, typer.Option("--release", help="number of the release; the last when not given")
 ]
 
+_STORE = typer.Option("--store", help="release store: a folder or s3://bucket/prefix")
+StoreOption = Annotated[str, _STORE]
+MaybeStoreOption = Annotated[str | None, _STORE]
+
 HERE = Path("work")
 ENDPOINT = "recommend"
 FEATURE_REPO = Path("feature_repo")

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from threading import Event
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,9 +17,11 @@ from watchrank.cli.app import (
     HERE,
     TRITON_VENV,
     ConfigOption,
+    MaybeStoreOption,
     ReleaseOption,
     RepoOption,
     SetOption,
+    StoreOption,
     WorkspaceOption,
     app,
     console,
@@ -24,6 +29,9 @@ from watchrank.cli.app import (
 from watchrank.config import Config, DeploymentSettings
 from watchrank.errors import InputError
 from watchrank.workspace import Workspace
+
+if TYPE_CHECKING:
+    from watchrank.deployment.release_store import ReleaseStore
 
 
 @app.command()
@@ -74,21 +82,13 @@ def refresh(
 
 
 @app.command()
-def releases(workspace: WorkspaceOption = HERE) -> None:
-    """List the releases of <workspace>: when they were made, of which data, and which one serves."""
-    from watchrank.deployment import model_repository
-    from watchrank.releases import read_manifest, release_numbers
-
-    place = Workspace(workspace)
-    serving = model_repository.serving(place.model_repository, ENDPOINT)
-    loaded = model_repository.releases(place.model_repository)
+def releases(workspace: WorkspaceOption = HERE, store: MaybeStoreOption = None) -> None:
+    """List the releases of <workspace> or of a store: when made, of which data, and which one serves."""
     table = Table("release", "created", "data until", "per-user loss", "recall@100", "state")
-    for number in release_numbers(place.releases):
-        manifest = read_manifest(place.releases / f"{number:06d}")
+    for manifest, state in _listed(Workspace(workspace)) if store is None else _listed_in(store):
         models = {name: found["models"] for name, found in manifest["metrics"].items()}
-        state = "serves" if number == serving else "loaded" if number in loaded else ""
         table.add_row(
-            str(number),
+            str(manifest["release"]),
             manifest["created"],
             manifest["data"]["test"]["until"],
             f"{models['ranking']['ranker']['per_user_loss']:.4f}",
@@ -115,10 +115,69 @@ def deploy(
 
 
 @app.command()
-def rollback(
-    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+def push(
+    store: StoreOption,
+    release: ReleaseOption = None,
+    serve: Annotated[bool, typer.Option(help="name it as the one to serve; else it is only stored")] = True,
+    workspace: WorkspaceOption = HERE,
 ) -> None:
-    """Let the release before the one that serves answer again; `deploy --release` names another one."""
+    """Put a release of <workspace> into a release store, for every Triton that follows it."""
+    from watchrank.deployment.release_store import ReleaseStore
+
+    there = ReleaseStore(store)
+    with console.status("pushing"):
+        number = there.push(_release(Workspace(workspace), release))
+    if serve:
+        there.serve(number)
+    _print_pointer(there)
+
+
+@app.command()
+def follow(
+    store: StoreOption,
+    once: Annotated[
+        bool, typer.Option("--once", help="look once; fail when that release is refused")
+    ] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="seconds from one look to the next")] = 10,
+    workspace: WorkspaceOption = HERE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Let the running Triton serve the release that a store names; look again and again until Ctrl-C."""
+    from watchrank.deployment.follow import follow, follow_once
+    from watchrank.deployment.release_store import ReleaseStore
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    there, reached = ReleaseStore(store), _reached(place, settings)
+    if once:
+        done = follow_once(there, place.pulled, place.model_repository, reached)
+        console.print(done or f"Release {there.serving()} serves already.")
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        follow(there, place.pulled, place.model_repository, reached, interval, Event())
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+
+
+@app.command()
+def rollback(
+    store: MaybeStoreOption = None,
+    workspace: WorkspaceOption = HERE,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Let the release before the one that serves answer again, here or wherever a store is followed.
+
+    `deploy --release` and `push --release` name another one.
+    """
+    if store is not None:
+        from watchrank.deployment.release_store import ReleaseStore
+
+        there = ReleaseStore(store)
+        there.serve(there.release_before())
+        _print_pointer(there)
+        return
     from watchrank.deployment.deploy import deploy, release_before
 
     place, settings = Workspace(workspace), Config.load(config, override)
@@ -246,6 +305,32 @@ def _release(place: Workspace, number: int | None) -> Path:
     if not numbers or (number or numbers[-1]) not in numbers:
         raise InputError(f"{place.releases} has no release {number or ''}. There are: {numbers or 'none'}.")
     return place.releases / f"{number or numbers[-1]:06d}"
+
+
+def _listed(place: Workspace) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the manifest and the state of each release of a workspace."""
+    from watchrank.deployment import model_repository
+    from watchrank.releases import read_manifest, release_numbers
+
+    serving = model_repository.serving(place.model_repository, ENDPOINT)
+    loaded = model_repository.releases(place.model_repository)
+    for number in release_numbers(place.releases):
+        state = "serves" if number == serving else "loaded" if number in loaded else ""
+        yield read_manifest(place.releases / f"{number:06d}"), state
+
+
+def _listed_in(url: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the manifest and the state of each release of a store."""
+    from watchrank.deployment.release_store import ReleaseStore
+
+    there = ReleaseStore(url)
+    serving = there.serving()
+    for number in there.numbers():
+        yield there.manifest(number), "serves" if number == serving else ""
+
+
+def _print_pointer(store: "ReleaseStore") -> None:
+    console.print(f"{store.url} names release {store.serving() or 'none'} to serve.", soft_wrap=True)
 
 
 def _how_to_query(http_url: str, grpc_url: str, workspace: Path) -> str:

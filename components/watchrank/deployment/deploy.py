@@ -8,7 +8,7 @@ import json
 import re
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +75,20 @@ def deploy(release: Path, repository: Path, settings: DeploymentSettings, *, swi
                 _ask(server, golden, {endpoint: endpoint for endpoint in endpoints})
         removed = _retire(server, repository, endpoints, settings.keep_releases)
     return Deployed(release=number, serves=switch, requests=len(golden["requests"]), removed=removed)
+
+
+def serving(endpoints: Iterable[str], settings: DeploymentSettings) -> int | None:
+    """Return the release that the server answers from at all these endpoints, as the server itself says.
+
+    None when not all of them are loaded and point to the same: nothing is deployed yet, the server was
+    started anew, or a deployment was killed.
+
+    Raises:
+        DeploymentError: the server cannot be reached.
+    """
+    with _connected(settings) as server:
+        answering = {server.release_of(endpoint) for endpoint in endpoints}
+    return answering.pop() if len(answering) == 1 else None
 
 
 def release_before(repository: Path, endpoint: str) -> int:
@@ -186,6 +200,14 @@ class _Server:
         """Unload a model; one that is not loaded stays so."""
         seconds = self.settings.timeout_seconds
         self.client.unload_model(model, headers=admin_headers(self.settings), client_timeout=seconds)
+
+    def release_of(self, endpoint: str) -> int | None:
+        """Return the release that an endpoint points to, or None when it is not loaded."""
+        try:
+            answer = self.client.get_model_config(endpoint, client_timeout=self.settings.timeout_seconds)
+        except InferenceServerException:
+            return None
+        return store.release_of(answer.config)
 
     def wait_for_count(self, model: str, count: float) -> None:
         """Wait until the metrics endpoint counts that many successful requests to the model."""

@@ -47,10 +47,13 @@ def releases(repository: Path) -> list[int]:
 def serving(repository: Path, endpoint: str) -> int | None:
     """Return the release that an endpoint points to, or None when there is none."""
     text = read_endpoint(repository, endpoint)
-    if text is None:
-        return None
-    match = _NUMBERED.fullmatch(read_config(text).ensemble_scheduling.step[0].model_name)
-    assert match, f"{repository / endpoint / CONFIG} points to no release"
+    return None if text is None else release_of(read_config(text))
+
+
+def release_of(config: ModelConfig) -> int:
+    """Return the release that the configuration of an endpoint points to."""
+    match = _NUMBERED.fullmatch(config.ensemble_scheduling.step[0].model_name)
+    assert match, f"{config.name} points to no release"
     return int(match["release"])
 
 

@@ -1,0 +1,265 @@
+"""A release store: where a release is put once, and several Tritons take it from.
+
+    <store>/releases/000007/ranking/model.onnx ...    the files of release 7
+    <store>/releases/000007/manifest.json             written last: before it the release is not there
+    <store>/serving.json                              {"release": 7}: the release that shall serve
+
+The store is a folder or a prefix in S3-compatible object storage; the same code serves both. Not for two
+pushes of one number at the same time: when they differ they mix, which `pull` finds out by the checksums.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from uuid import uuid4
+
+from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
+
+from watchrank.errors import DeploymentError, InputError
+from watchrank.releases import MANIFEST, checksum, read_manifest, verify
+from watchrank.storage import atomic_path, locked, write_json
+
+POINTER = "serving.json"
+
+_CHUNK = 1 << 20
+_NUMBER = re.compile(r"\d{6}")
+_REPAIR = "remove it from the store and push the release again"
+
+
+class ReleaseStore:
+    """The releases of a store, and the pointer to the one that shall serve.
+
+    Every method raises DeploymentError when the store cannot be used.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Open a store; a folder that is not there is made by the first push.
+
+        Args:
+            url: path of a folder, or s3://bucket/prefix; the bucket must exist. Key, region and address of
+                S3 come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL.
+
+        Raises:
+            InputError: the URL is of another kind, or names no bucket.
+        """
+        self.url = url
+        with self._usable():
+            self._files, self._root = _connect(url)
+
+    def push(self, release: Path) -> int:
+        """Put a release into the store; return its number. One that is there already is left alone.
+
+        Killed half-way, it leaves nothing that can be seen; the next push completes it.
+
+        Raises:
+            InputError: `release` is no release.
+            DeploymentError: it is damaged, or the store holds another release of its number.
+        """
+        manifest = verify(release)
+        number: int = manifest["release"]
+        if number in self.numbers():
+            if self.manifest(number) != manifest:
+                raise DeploymentError(
+                    f"{self.url} holds another release {number}, and a release is never replaced; "
+                    "export this one under a new number or give another store."
+                )
+            return number
+        for name in manifest["files"]:
+            with (release / name).open("rb") as source, self._usable():
+                self._write(_path(number, name), source)
+        self._put(_path(number, MANIFEST), manifest)
+        return number
+
+    def pull(self, number: int, releases: Path) -> Path:
+        """Fetch a release into a folder of releases, checked before it appears there; return its folder.
+
+        One that is there already and whole is not fetched again.
+
+        Raises:
+            InputError: the store holds no such release.
+            DeploymentError: the release is damaged in the store, or another one of its number is here.
+        """
+        manifest = self.manifest(number)
+        target = releases / f"{number:06d}"
+        with locked(releases):
+            if (target / MANIFEST).exists() and read_manifest(target) != manifest:
+                raise DeploymentError(
+                    f"{target} is another release than {number} of {self.url}; take another folder."
+                )
+            if not _is_whole(target):
+                with atomic_path(target) as fresh:
+                    for name, expected in manifest["files"].items():
+                        self._fetch(number, name, expected, fresh / name)
+                    write_json(fresh / MANIFEST, manifest)
+        return target
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the releases that are there as a whole, in order."""
+        with self._usable():
+            there = self._files.get_file_info(FileSelector(self._at("releases"), allow_not_found=True))
+            numbers = sorted(int(info.base_name) for info in there if _NUMBER.fullmatch(info.base_name))
+            manifests = self._files.get_file_info([self._at(_path(number, MANIFEST)) for number in numbers])
+        return [number for number, info in zip(numbers, manifests, strict=True) if info.is_file]
+
+    def manifest(self, number: int) -> dict[str, Any]:
+        """Return the manifest of a release.
+
+        Raises:
+            InputError: the store holds no such release.
+            DeploymentError: the manifest is damaged, or names files outside of its release.
+        """
+        name = _path(number, MANIFEST)
+        manifest = self._get(name)
+        if manifest is None:
+            raise InputError(f"{self.url} holds no release {number}. There are: {self.numbers() or 'none'}.")
+        files, endpoints = manifest.get("files"), manifest.get("endpoints")
+        if (
+            manifest.get("release") != number
+            or not isinstance(files, dict)
+            or not isinstance(endpoints, list)
+        ):
+            raise DeploymentError(f"{self.url}/{name} is no manifest of release {number}; {_REPAIR}.")
+        outside = [file for file in files if not _is_inside(file)]
+        if outside:
+            raise DeploymentError(f"{self.url}/{name} names {outside[0]!r}, no file of a release; {_REPAIR}.")
+        return manifest
+
+    def serving(self) -> int | None:
+        """Return the number of the release that shall serve, or None when none was named yet."""
+        pointer = self._get(POINTER)
+        if pointer is None:
+            return None
+        number = pointer.get("release")
+        if type(number) is not int or number < 1:
+            raise DeploymentError(f"{self.url}/{POINTER} names no release; name one with `watchrank push`.")
+        return number
+
+    def serve(self, number: int) -> None:
+        """Name the release that shall serve; those who follow the store take it up.
+
+        Raises:
+            InputError: the store holds no such release.
+            DeploymentError: its manifest is damaged.
+        """
+        self.manifest(number)
+        self._put(POINTER, {"release": number})
+
+    def release_before(self) -> int:
+        """Return the number of the release before the one that shall serve, to roll back to.
+
+        Raises:
+            InputError: none shall serve, or nothing older is in the store.
+        """
+        current = self.serving()
+        older = [number for number in self.numbers() if current and number < current]
+        if not older:
+            raise InputError(
+                f"{self.url} holds no release before {current or 'the first'}; "
+                "name one with `watchrank push --release`."
+            )
+        return older[-1]
+
+    # -- Objects; their names are paths inside the store -----------------------------------------------
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _get(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON object, or None when it is not there."""
+        try:
+            with self._usable(), self._open(name) as source:
+                value = json.loads(source.read())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise DeploymentError(f"{self.url}/{name} is damaged, it holds no JSON object; {_REPAIR}.")
+        return value
+
+    def _put(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON object; who reads meanwhile gets the former one or this one."""
+        fresh = f"{name}.{uuid4().hex}"
+        with self._usable():
+            self._write(fresh, BytesIO(json.dumps(value, indent=2, sort_keys=True).encode()))
+            self._files.move(self._at(fresh), self._at(name))
+
+    def _fetch(self, number: int, name: str, expected: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._usable(), self._open(_path(number, name)) as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file, _CHUNK)
+            right = checksum(target) == expected
+        except FileNotFoundError:
+            right = False
+        if not right:
+            raise DeploymentError(
+                f"Release {number} in {self.url} is damaged: {name} is missing or not the file of its "
+                f"manifest; {_REPAIR}."
+            )
+
+    def _open(self, name: str) -> Any:
+        return self._files.open_input_stream(self._at(name), compression=None)
+
+    def _write(self, name: str, source: IO[bytes]) -> None:
+        # pyarrow.fs.copy_files would not do: it does not report what fails when the target is closed
+        try:
+            target = self._files.open_output_stream(self._at(name), compression=None)
+        except FileNotFoundError:
+            self._files.create_dir(str(PurePosixPath(self._at(name)).parent))
+            target = self._files.open_output_stream(self._at(name), compression=None)
+        with target:
+            shutil.copyfileobj(source, target, _CHUNK)
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Say in one sentence why the store fails; that something is not there is for the caller to judge."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise DeploymentError(
+                f"The release store {self.url} cannot be used ({reason}); check the address, the rights "
+                "and, for S3, the AWS variables."
+            ) from error
+
+
+def _connect(url: str) -> tuple[FileSystem, str]:
+    """Return the file system of a store and the store's path on it."""
+    if "://" not in url:
+        return LocalFileSystem(), str(Path(url).absolute())
+    wrong = f"{url} is no release store; give the path of a folder or s3://bucket/prefix."
+    if not url.startswith("s3://"):
+        raise InputError(wrong)
+    try:
+        files, root = FileSystem.from_uri(f"{url}?allow_delayed_open=true")  # a small object is one request
+    except ValueError:
+        raise InputError(wrong) from None
+    if not root:
+        raise InputError(wrong)
+    return files, root
+
+
+def _path(number: int, name: str) -> str:
+    return f"releases/{number:06d}/{name}"
+
+
+def _is_inside(name: str) -> bool:
+    """Return whether a file that a manifest names lies below its release."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and path.as_posix() == name and not {"/", ".."} & {*path.parts}
+
+
+def _is_whole(release: Path) -> bool:
+    try:
+        verify(release)
+    except (InputError, DeploymentError):
+        return False
+    return True
