@@ -141,9 +141,17 @@ def test_the_scalable_join_answers_as_feasts_own(make_features, shown, tmp_path,
         frame = entities(key, *rows).assign(row_id=range(len(rows)))
         views = [store.get_feature_view(table.name) for table in tables]
         theirs = DuckDBOfflineStore.get_historical_features(
-            store.config, views, feature_refs(tables), frame, store.registry, store.project
+            store.config,
+            views,
+            feature_refs(tables),
+            frame,
+            store.registry,
+            store.project,
+            filter_by_created_timestamp=True,
         ).to_df()
-        ours = store.get_historical_features(frame, feature_refs(tables)).to_df()
+        ours = store.get_historical_features(
+            frame, feature_refs(tables), filter_by_created_timestamp=True
+        ).to_df()
         theirs, ours = (table.sort_values("row_id", ignore_index=True) for table in (theirs, ours))
         pd.testing.assert_frame_equal(ours[theirs.columns], theirs, check_dtype=False)
         assert len(ours) == 350
@@ -233,7 +241,7 @@ def test_feast_apply_takes_the_same_definitions(features, tmp_path):
 
 
 def test_a_folder_without_features_or_definitions_is_named(features, tmp_path):
-    with pytest.raises(InputError, match=r"no .*user_profile\.parquet; run `watchrank features` first"):
+    with pytest.raises(InputError, match=r"no .*build\.json; run `watchrank features` first"):
         open_store(REPOSITORY, tmp_path, tmp_path / "state")
     with pytest.raises(InputError, match=r"no .*feature_store\.yaml; give the project's feature_repo"):
         open_store(tmp_path, features, tmp_path / "state")
