@@ -32,7 +32,9 @@ def known(features: Path, table: str, at: datetime) -> Known:
     """Return each entity's values that count at a time, read off the files in plain Python."""
     times = ("event_timestamp", "created_timestamp")
     (key,) = next(found for found in FEATURE_TABLES if found.name == table).key
-    rows = [row for row in rows_of(features, table) if max(row[time] for time in times) <= at]
+    rows = rows_of(features, table)
+    assert len({(row[key], *(row[time] for time in times)) for row in rows}) == len(rows)
+    rows = [row for row in rows if max(row[time] for time in times) <= at]
     newest = {row[key]: row for row in sorted(rows, key=lambda row: [row[time] for time in times])}
     return {
         entity: {name: value for name, value in row.items() if name not in times}
@@ -170,14 +172,14 @@ def test_at_one_horizon_the_last_correction_counts(build, log, shown):
     assert rows_of(features, "user_activity") == before
 
 
-def test_a_watch_taken_back_leaves_the_snapshot_before(build, log, shown):
+def test_a_watch_taken_back_leaves_what_is_now_said_of_the_time_before(build, log, shown):
     features = build(log)
-    build([log[0], log[1], log[3], shown(2, 9, NOON + 3 * DAY)])
+    build([shown(1, 5, NOON, 30), log[1], log[3], shown(2, 9, NOON + 3 * DAY)])
     end = NOON + 3 * DAY + INSTANT
     assert watched(features, 1, end - INSTANT) == [8, 7]
-    assert watched(features, 1, end) == [7]
+    assert watched(features, 1, end) == [5]
     build([log[1], log[3], shown(2, 9, NOON + 4 * DAY)])
-    assert watched(features, 1, end) == [7]
+    assert watched(features, 1, end) == [5]
     assert 1 not in known(features, "user_activity", NOON + 4 * DAY + INSTANT)
 
 
