@@ -21,7 +21,6 @@ from tempfile import TemporaryDirectory
 
 import ibis
 import ibis.expr.types as ir
-import pyarrow.parquet as pq
 from ibis.backends.duckdb import Backend
 
 from watchrank import engine as engines
@@ -126,13 +125,13 @@ def keep_past(con: Backend, former: Path, fresh: Path, stage: Path, since: datet
             older = [file for file in files_of(fresh, table) if file.relative_to(fresh) <= name]
             with TemporaryDirectory(dir=stage) as room:
                 added += _merge(con, backfill, former / name, fresh / name, older, Path(room))
-        logger.info("%s: %d rows of the past are new or differ.", table.name, added)
+        logger.info("%s: %d rows of the past are known only now.", table.name, added)
 
 
 def _merge(
     con: Backend, backfill: Backfill, former: Path, fresh: Path, older: Sequence[Path], stage: Path
 ) -> int:
-    """Bring one file of a former build into that of the new one; return how many rows it adds to the past."""
+    """Bring one file of a former build into that of the new one; return how many rows of it were late."""
     if former.exists() and fresh.exists() and filecmp.cmp(former, fresh, shallow=False):
         return 0
     before, new = _rows(con, former, fresh), _rows(con, fresh, former)
@@ -143,10 +142,10 @@ def _merge(
         says = new.union(backfill.instead(gone, engines.read_parquet(con, older) if older else new))
     added = stage / "added.parquet"
     write(backfill.added(says, kept), backfill.table, added)
+    late = engines.read_parquet(con, [added])
     with atomic_path(fresh) as whole:
-        write(backfill.rows(new, kept, engines.read_parquet(con, [added])), backfill.table, whole)
-    rows: int = pq.read_metadata(added).num_rows
-    return rows
+        write(backfill.rows(new, kept, late), backfill.table, whole)
+    return int(con.execute(late.filter(late[CREATED_TIMESTAMP] > late[EVENT_TIMESTAMP]).count()))
 
 
 def _rows(con: Backend, file: Path, other: Path) -> ir.Table:
