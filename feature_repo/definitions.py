@@ -11,6 +11,7 @@ from feast.data_format import ParquetFormat
 from feast.types import Array, FeastType, Float32, Int64
 
 from watchrank.schema import (
+    CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
     USER_ACTIVITY,
     USER_PROFILE,
@@ -44,6 +45,7 @@ def view(table: Table, entity: Entity, files: str) -> FeatureView:
             path=f"{FEATURES}/{files}",
             file_format=ParquetFormat(),
             timestamp_field=EVENT_TIMESTAMP,
+            created_timestamp_column=CREATED_TIMESTAMP,
         ),
     )
 

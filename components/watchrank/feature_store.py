@@ -23,7 +23,9 @@ import pyarrow.compute as pc
 from watchrank.config import EngineSettings
 from watchrank.engine import connect
 from watchrank.errors import InputError
+from watchrank.features.files import record_of
 from watchrank.schema import (
+    CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
     PAD_ID,
     USER_ACTIVITY,
@@ -68,7 +70,7 @@ def open_store(feature_repo: Path, features: Path, state: Path) -> FeatureStore:
     for needed, remedy in (
         (file, "give the project's feature_repo folder"),
         (file.parent / "definitions.py", "give the project's feature_repo folder"),
-        (features / f"{USER_PROFILE.name}.parquet", "run `watchrank features` first"),
+        (record_of(features), "run `watchrank features` first"),
     ):
         if not needed.is_file():
             raise InputError(f"There is no {needed}; {remedy}.")
@@ -98,7 +100,9 @@ def historical_features(
     """
     numbered = entity_rows.assign(row_id=np.arange(len(entity_rows)))
     with _bounded_engine():
-        joined = store.get_historical_features(numbered, features=feature_refs(tables)).to_arrow()
+        joined = store.get_historical_features(
+            numbered, features=feature_refs(tables), filter_by_created_timestamp=True
+        ).to_arrow()
     assert joined.num_rows == len(entity_rows), "the point-in-time join lost rows"
     order = pc.sort_indices(joined["row_id"])
     return _as_arrays(joined.take(order), tables)
@@ -106,6 +110,8 @@ def historical_features(
 
 def materialise(store: FeatureStore, until: datetime) -> None:
     """Write the newest features that are known at `until` (with a time zone) to the online store.
+
+    Rows created later, by a backfill, do not count: this is what `historical_features` answers for `until`.
 
     Entities of which nothing is known by then keep what they have online.
     """
@@ -131,7 +137,7 @@ def push(store: FeatureStore, table: Table, rows: pd.DataFrame, known_from: date
             f"Rows for {table.name} differ from its columns in {sorted(wanted ^ set(rows.columns))}; "
             f"give exactly {', '.join(sorted(wanted))}."
         )
-    stamped = rows.assign(**{EVENT_TIMESTAMP: pd.Timestamp(known_from)})
+    stamped = rows.assign(**dict.fromkeys((EVENT_TIMESTAMP, CREATED_TIMESTAMP), pd.Timestamp(known_from)))
     store.write_to_online_store(table.name, df=stamped)
 
 

@@ -164,6 +164,9 @@ OPTIONAL_TABLES = (SEARCHES, EARLIER_WATCHES)
 EVENT_TIMESTAMP = "event_timestamp"
 """From this instant on a feature row may be used. It covers only events strictly before it."""
 
+CREATED_TIMESTAMP = "created_timestamp"
+"""From this instant on a feature row was known: its event timestamp, or later when the log came late."""
+
 
 def _ids(name: str, length: int, description: str) -> Column:
     return _column(name, "list<int64>", description, length=length)

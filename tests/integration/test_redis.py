@@ -1,6 +1,7 @@
 """Feast's online store in a real Redis, by the configuration file alone."""
 
-from datetime import UTC, datetime
+import shutil
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -68,3 +69,23 @@ def test_a_missing_connection_is_named(prepared, repository, tmp_path, monkeypat
     file = repository / "feature_repo" / "feature_store_redis.yaml"
     with pytest.raises(InputError, match="needs the environment variable WATCHRANK_REDIS"):
         open_store(file, prepared.place.features, tmp_path)
+
+
+def test_a_corrected_row_replaces_the_one_of_the_same_time(prepared, redis, repository, tmp_path):
+    """In a database of its own: what is online here is not what the other stores have."""
+    features = shutil.copytree(prepared.place.features, tmp_path / "features")
+    file = max((features / "user_statistics").glob("*/*"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WATCHRANK_REDIS", f"{redis},db=1")
+        store = open_store(repository / "feature_repo" / "feature_store_redis.yaml", features, tmp_path)
+    materialise(store, datetime.now(UTC))
+    rows = pd.read_parquet(file, partitioning=None)
+    users = rows["user_id"].tolist()
+    before = online_user_features(store, users)["user_clicks_7d"].ravel()
+    assert before.tolist() == rows["user_clicks_7d"].tolist()
+    created = rows["created_timestamp"] + timedelta(days=1)
+    corrected = rows.assign(user_clicks_7d=before + 1, created_timestamp=created)
+    pd.concat([rows, corrected]).to_parquet(file, index=False)
+    materialise(store, datetime.now(UTC))
+    after = online_user_features(store, users)["user_clicks_7d"].ravel()
+    assert after.tolist() == (before + 1).tolist()

@@ -9,6 +9,7 @@ import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore
 
@@ -141,12 +142,81 @@ def test_the_scalable_join_answers_as_feasts_own(make_features, shown, tmp_path,
         frame = entities(key, *rows).assign(row_id=range(len(rows)))
         views = [store.get_feature_view(table.name) for table in tables]
         theirs = DuckDBOfflineStore.get_historical_features(
-            store.config, views, feature_refs(tables), frame, store.registry, store.project
+            store.config,
+            views,
+            feature_refs(tables),
+            frame,
+            store.registry,
+            store.project,
+            filter_by_created_timestamp=True,
         ).to_df()
-        ours = store.get_historical_features(frame, feature_refs(tables)).to_df()
+        ours = store.get_historical_features(
+            frame, feature_refs(tables), filter_by_created_timestamp=True
+        ).to_df()
         theirs, ours = (table.sort_values("row_id", ignore_index=True) for table in (theirs, ours))
         pd.testing.assert_frame_equal(ours[theirs.columns], theirs, check_dtype=False)
         assert len(ours) == 350
+
+
+@pytest.fixture(scope="module")
+def backfilled(make_features, shown) -> tuple[list[tuple[int, int, int]], Path]:
+    """Rows (user, event, created) at whole minutes after noon, with ties in both; clicks count them."""
+    random = np.random.default_rng(4)
+    users, events = random.integers(0, 12, 900), random.integers(0, 60, 900)
+    late = random.choice([0, 0, 0, 5, 20, 60], 900)
+    created = np.where(late == 60, 60, events + late)
+    rows = sorted({*zip(users.tolist(), events.tolist(), created.tolist(), strict=True)})
+    _, features = make_features([shown(1, 7, NOON)])
+    (file,) = (features / "user_statistics").glob("*/*")
+    stamps = [[NOON + row[place] * MINUTE for row in rows] for place in (1, 2)]
+    number = list(range(len(rows)))
+    table = pa.table([[row[0] for row in rows], *stamps, number, number, number], pq.read_schema(file).names)
+    pq.write_table(table.cast(pq.read_schema(file)), file)
+    return rows, features
+
+
+def test_of_what_was_created_by_then_the_newest_event_counts_then_the_newest_creation(
+    backfilled, tmp_path, default_engine
+):
+    rows, features = backfilled
+    store = open_store(REPOSITORY, features, tmp_path)
+    asked = [(user, minute) for user in range(13) for minute in range(-1, 90)]
+    known = [
+        max(((e, c, place) for place, (u, e, c) in enumerate(rows) if u == user and c <= at), default=None)
+        for user, at in asked
+    ]
+    frame = entities("user_id", *((user, NOON + at * MINUTE) for user, at in asked))
+    found = historical_features(store, USER_TABLES, frame)["user_clicks_7d"]
+    assert found.tolist() == [row[-1] if row else 0 for row in known]
+    theirs = DuckDBOfflineStore.get_historical_features(
+        store.config,
+        [store.get_feature_view("user_statistics")],
+        ["user_statistics:user_clicks_7d"],
+        frame.assign(row_id=range(len(frame))),
+        store.registry,
+        store.project,
+        filter_by_created_timestamp=True,
+    ).to_df()
+    theirs = theirs.sort_values("row_id")["user_clicks_7d"].fillna(0)
+    assert found.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("minute", [0, 13, 59, 60, 75])
+def test_what_was_created_later_is_not_materialised(backfilled, minute, tmp_path):
+    features = backfilled[1]
+    until = NOON + minute * MINUTE
+    store = open_store(REPOSITORY, features, tmp_path)
+    materialise(store, until)
+    past = historical_features(
+        store, USER_TABLES, entities("user_id", *((user, until) for user in range(12)))
+    )
+    now = online_user_features(store, range(12))
+    assert now["user_clicks_7d"].ravel().tolist() == past["user_clicks_7d"].tolist()
+
+
+def test_a_join_that_would_leak_backfills_is_refused(store):
+    with pytest.raises(NotImplementedError, match="filter_by_created_timestamp=True"):
+        store.get_historical_features(entities("user_id", (1, NOON)), feature_refs(USER_TABLES))
 
 
 @pytest.mark.parametrize("until", [NOON, NOON + INSTANT, NOON + 7 * MINUTE, NOON + timedelta(hours=3)])
@@ -233,7 +303,7 @@ def test_feast_apply_takes_the_same_definitions(features, tmp_path):
 
 
 def test_a_folder_without_features_or_definitions_is_named(features, tmp_path):
-    with pytest.raises(InputError, match=r"no .*user_profile\.parquet; run `watchrank features` first"):
+    with pytest.raises(InputError, match=r"no .*build\.json; run `watchrank features` first"):
         open_store(REPOSITORY, tmp_path, tmp_path / "state")
     with pytest.raises(InputError, match=r"no .*feature_store\.yaml; give the project's feature_repo"):
         open_store(tmp_path, features, tmp_path / "state")

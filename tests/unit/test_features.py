@@ -31,11 +31,12 @@ def engine():
 
 
 def rows_of(features: Path, table: str, *keys: int) -> list[dict]:
-    """Rows in order of entity and time; only those of the entities, when some are given."""
+    """Rows in order of entity and time, all known in time; only those of the entities, if given."""
     path = features / f"{table}.parquet" if table.endswith("profile") else features / table
     rows = pq.read_table(path).drop_columns(["date"] if path.is_dir() else []).to_pylist()
     key = "user_id" if table.startswith("user") else "video_id"
     found = [row for row in rows if not keys or row[key] in keys]
+    assert all(row.pop("created_timestamp") == row["event_timestamp"] for row in found)
     return sorted(found, key=lambda row: (row[key], row["event_timestamp"]))
 
 
@@ -295,8 +296,9 @@ def test_files_have_the_schemas_columns_and_microseconds_in_utc(make_features, s
     for table in FEATURE_TABLES:
         (file,) = [*features.glob(f"{table.name}.parquet"), *features.glob(f"{table.name}/*/*.parquet")]
         stored = pq.read_schema(file)
-        assert stored.names == [*table.key, "event_timestamp", *table.names]
-        assert stored.field("event_timestamp").type == pa.timestamp("us", tz="UTC")
+        assert stored.names == [*table.key, "event_timestamp", "created_timestamp", *table.names]
+        for stamp in ("event_timestamp", "created_timestamp"):
+            assert stored.field(stamp).type == pa.timestamp("us", tz="UTC")
         for column in table.columns:
             found = stored.field(column.name).type
             if column.length:

@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,8 +224,9 @@ def _counts(rows: ir.Table, settings: ExampleSettings) -> ir.BooleanValue:
 def _write_profiles(
     store: "FeatureStore", folder: Path, key: str, table: Table, ids: np.ndarray, names: tuple[str, ...] = ()
 ) -> None:
-    """Write what is known of every user or video, whatever the time."""
-    found = _known(store, (table,), key, ids, np.zeros(len(ids), dtype=np.int64))
+    """Write what is known of every user or video by now, as a release does."""
+    now = np.datetime64(datetime.now(UTC).replace(tzinfo=None), "us").astype(np.int64)
+    found = _known(store, (table,), key, ids, np.full(len(ids), now))
     _write(folder, {key: ids, **{name: found[name] for name in names or found}})
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from watchrank.errors import InputError
 from watchrank.evaluation.drift_samples import is_number
 from watchrank.evaluation.page import write_page
+from watchrank.features.files import file_of
 from watchrank.schema import EVENT_TIMESTAMP, PAD_ID, USER_TENSORS, VIDEO_TENSORS, Table, Tensor
 from watchrank.storage import atomic_path, write_json
 
@@ -76,6 +77,8 @@ def skew_report(
 def sampled_ids(features: Path, table: Table, rows: int, seed: int = 0) -> list[int]:
     """Draw the ids of at most `rows` entities of a profile table: `schema.USER_PROFILE` or `VIDEO_PROFILE`.
 
+    An entity counts once, however often its profile was corrected.
+
     Args:
         features: folder that `features.build_features` wrote.
         table: the profile table.
@@ -83,7 +86,7 @@ def sampled_ids(features: Path, table: Table, rows: int, seed: int = 0) -> list[
         seed: of the draw.
     """
     key = table.key[0]
-    ids = pq.read_table(features / f"{table.name}.parquet", columns=[key])[key].to_numpy()
+    ids = np.unique(pq.read_table(file_of(features, table), columns=[key])[key].to_numpy())
     drawn: list[int] = np.random.default_rng(seed).permutation(ids)[:rows].tolist()
     return drawn
 

@@ -1,14 +1,15 @@
 """The feature tables, from events to files.
 
 A row stamped `s` covers exactly the events with `timestamp < s`, so a join that takes the latest row with
-`event_timestamp <= now` sees only the past. Everything is an Ibis expression, made of what both DuckDB and
-Spark can run.
+`event_timestamp <= now` sees only the past. What a late log changes of it, `backfill` says. Everything is an
+Ibis expression, made of what both DuckDB and Spark can run.
 """
 
 import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,11 +19,15 @@ import ibis.expr.types as ir
 from watchrank import events as event_files
 from watchrank.config import EngineSettings, FeatureSettings
 from watchrank.engine import connect, running
+from watchrank.features.backfill import keep_past
 from watchrank.features.counts import activity_counts, user_statistics, video_statistics
+from watchrank.features.files import ROW_GROUP_ROWS, file_of, partition_of, write
 from watchrank.features.histories import histories, with_lists
 from watchrank.features.profiles import profiles
+from watchrank.features.record import Build
 from watchrank.features.text import search_tokens
 from watchrank.schema import (
+    CREATED_TIMESTAMP,
     EARLIER_WATCHES,
     EVENT_TIMESTAMP,
     PAD_ID,
@@ -38,12 +43,13 @@ from watchrank.schema import (
 )
 from watchrank.storage import atomic_path
 
-ROW_GROUP_ROWS = 8_192
-"""Rows that a Parquet writer or reader holds at once."""
-
 
 def build_features(events: Path, features: Path, settings: FeatureSettings, engine: EngineSettings) -> None:
-    """Write the feature tables of `schema.FEATURE_TABLES` under `features`, replacing what is there.
+    """Write the feature tables of `schema.FEATURE_TABLES` under `features`; the same events change nothing.
+
+    Rows are created at their event timestamp. Over features of the same settings, and of this log when it was
+    shorter or not yet corrected, what they say of the past stays, and what now differs is created at the end
+    of the log (`backfill`). Over others the tables are built afresh, and the log of the program says so.
 
     The profiles are one file each, stamped 1970-01-01; activity and statistics are
     partitioned by the day of their stamp. Lists come newest first, unpadded. Of a column that the log
@@ -60,8 +66,8 @@ def build_features(events: Path, features: Path, settings: FeatureSettings, engi
         impressions = _impressions(con, events, videos)
         searches = _searches(con, events, impressions)
         earlier = _earlier_watches(con, events, impressions, videos)
-        _write(profiles(users, USERS, USER_PROFILE), fresh / f"{USER_PROFILE.name}.parquet")
-        _write(profiles(videos, VIDEOS, VIDEO_PROFILE), fresh / f"{VIDEO_PROFILE.name}.parquet")
+        write(profiles(users, USERS, USER_PROFILE), USER_PROFILE, file_of(fresh, USER_PROFILE))
+        write(profiles(videos, VIDEOS, VIDEO_PROFILE), VIDEO_PROFILE, file_of(fresh, VIDEO_PROFILE))
         of_videos = video_statistics(impressions, settings.statistics_cadence_seconds)
         _write_days(_staged(con, of_videos, stage / "videos"), VIDEO_STATISTICS, fresh)
         of_users = user_statistics(
@@ -75,6 +81,18 @@ def build_features(events: Path, features: Path, settings: FeatureSettings, engi
         ]
         finish = functools.partial(with_lists, packed=packed)
         _write_days(_staged(con, counts, stage / "counts"), USER_ACTIVITY, fresh, finish)
+        build = Build.of(settings, _horizon(con, impressions, searches))
+        former = build.former(features)
+        if former:
+            keep_past(con, features, fresh, stage, former.horizon, build)
+        build.write(fresh)
+
+
+def _horizon(con: ibis.BaseBackend, impressions: ir.Table, searches: ir.Table) -> datetime:
+    """Return the end of the log: the instant after its last event."""
+    times = impressions.select("time").union(searches.select("time"))
+    last: datetime = con.to_pyarrow(times.time.max()).as_py()
+    return last.replace(tzinfo=UTC) + timedelta(microseconds=1)
 
 
 def _impressions(con: ibis.BaseBackend, events: Path, videos: ir.Table) -> ir.Table:
@@ -134,19 +152,12 @@ def _write_days(
     day = rows.time.date()
     for date in sorted(rows.select(day=day).distinct().to_pyarrow()["day"].to_pylist()):
         snapshots = finish(rows.filter(day == date))
-        target = features / table.name / f"date={date}" / "part.parquet"
-        target.parent.mkdir(parents=True)
         stamp = snapshots.time.cast("timestamp('UTC')")
-        _write(snapshots.select(*table.key, stamp.name(EVENT_TIMESTAMP), *table.names), target)
+        stamped = snapshots.mutate(**dict.fromkeys((EVENT_TIMESTAMP, CREATED_TIMESTAMP), stamp))
+        write(stamped, table, partition_of(features, table, date))
 
 
 def _staged(con: ibis.BaseBackend, table: ir.Table, path: Path) -> ir.Table:
     """Compute a table once, on disk, and read it from there."""
     table.to_parquet(path, row_group_size=ROW_GROUP_ROWS)
     return con.read_parquet(path)
-
-
-def _write(table: ir.Table, target: Path) -> None:
-    """Write sorted by entity, then time: neighbouring lists are alike and compress well."""
-    ordered = table.order_by(table.columns[0], EVENT_TIMESTAMP)
-    ordered.to_parquet(target, compression="zstd", row_group_size=ROW_GROUP_ROWS)

@@ -7,7 +7,7 @@ import ibis.expr.types as ir
 
 from watchrank.features.text import text_ids
 from watchrank.features.times import epoch_seconds
-from watchrank.schema import EVENT_TIMESTAMP, FEATURE_ORIGIN, PAD_ID, Column, Table
+from watchrank.schema import CREATED_TIMESTAMP, EVENT_TIMESTAMP, FEATURE_ORIGIN, PAD_ID, Column, Table
 
 _EPOCH = ibis.literal(datetime.fromtimestamp(0, UTC), "timestamp('UTC')")
 
@@ -19,7 +19,9 @@ def profiles(entities: ir.Table, log: Table, table: Table) -> ir.Table:
     from 1970 on.
     """
     features = {column.name: _feature(entities, log, column) for column in table.columns}
-    return entities.select(*table.key, _EPOCH.name(EVENT_TIMESTAMP), **features)
+    return entities.select(
+        *table.key, _EPOCH.name(EVENT_TIMESTAMP), _EPOCH.name(CREATED_TIMESTAMP), **features
+    )
 
 
 def _feature(entities: ir.Table, log: Table, column: Column) -> ir.Value:

@@ -8,11 +8,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from watchrank.config import EngineSettings, FeatureSettings
 from watchrank.errors import InputError
 from watchrank.evaluation import skew
 from watchrank.evaluation.skew import sampled_ids, skew_report
-from watchrank.feature_store import materialise, open_store
-from watchrank.schema import USER_PROFILE, USER_TENSORS, VIDEO_PROFILE, VIDEO_TENSORS
+from watchrank.feature_store import (
+    materialise,
+    online_user_features,
+    online_video_features,
+    open_store,
+)
+from watchrank.features import build_features
+from watchrank.schema import USER_PROFILE, USER_TENSORS, VIDEO_PROFILE, VIDEO_TENSORS, text_id
 
 REPOSITORY = Path(__file__).resolve().parents[3] / "feature_repo"
 NOON = datetime(2026, 1, 10, 12, tzinfo=UTC)
@@ -104,6 +111,27 @@ def test_at_a_later_time_the_online_store_lags(store, tmp_path):
     found = by_name(results)
     assert found["watched_video_ids"]["example"] == {"entity": 2, "place": 0, "offline": 8, "online": 7}
     assert found["age"]["share_equal"] == 1
+
+
+def test_after_a_backfill_online_is_offline_before_and_after_it_came(
+    make_events, make_features, shown, tmp_path
+):
+    """A watch of user 1 after noon and another category of video 7 come with the log of the next day."""
+    impressions = [shown(1, 7, NOON, 30), shown(2, 7, NOON + timedelta(hours=2), 3)]
+    video = {"video_id": 7, "channel_id": 5}
+    _, features = make_features(impressions, videos=[video | {"category": "pets"}])
+    late = [shown(1, 8, NOON + timedelta(hours=1), 40), shown(2, 7, NOON + timedelta(days=1))]
+    corrected = make_events([*impressions, *late], videos=[video | {"category": "news"}])
+    build_features(corrected, features, FeatureSettings(), EngineSettings())
+    store = open_store(REPOSITORY, features, tmp_path / "state")
+    seen = []
+    for until in (NOON + timedelta(hours=20), UNTIL):
+        materialise(store, until)
+        assert skew_report(store, [1, 2], [7, 8], None, tmp_path / "skew")["differing"] == []
+        watches = online_user_features(store, [1])["watched_video_ids"][0, :2].tolist()
+        seen.append((watches, online_video_features(store, [7])["category"].item()))
+    assert seen == [([7, -1], text_id("pets")), ([8, 7], text_id("news"))]
+    assert sorted(sampled_ids(features, VIDEO_PROFILE, 10)) == [7, 8]
 
 
 def test_a_store_that_is_not_materialised_is_an_error(store, tmp_path):

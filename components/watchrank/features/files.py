@@ -1,0 +1,46 @@
+"""The features folder.
+
+```
+features/user_profile.parquet  features/video_profile.parquet
+features/user_activity/date=YYYY-MM-DD/part.parquet    likewise the statistics: a file a day of the stamp
+features/build.json                                    what built it
+```
+"""
+
+from datetime import date
+from pathlib import Path
+
+import ibis.expr.types as ir
+
+from watchrank.schema import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
+
+ROW_GROUP_ROWS = 8_192
+"""Rows that a Parquet writer or reader holds at once."""
+
+
+def file_of(features: Path, table: Table) -> Path:
+    """Return where a table that is one file lies."""
+    return features / f"{table.name}.parquet"
+
+
+def partition_of(features: Path, table: Table, day: date) -> Path:
+    """Return where the rows of a daily table lie that are stamped on that day."""
+    return features / table.name / f"date={day}" / "part.parquet"
+
+
+def files_of(features: Path, table: Table) -> list[Path]:
+    """Return the files of a table, the oldest day first."""
+    return sorted([*features.glob(f"{table.name}.parquet"), *features.glob(f"{table.name}/*/part.parquet")])
+
+
+def record_of(features: Path) -> Path:
+    """Return where it lies what the folder was built by."""
+    return features / "build.json"
+
+
+def write(rows: ir.Table, table: Table, target: Path) -> None:
+    """Write rows of a table sorted by entity, then time: neighbouring lists are alike and compress well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    ordered = rows.order_by(*table.key, EVENT_TIMESTAMP, CREATED_TIMESTAMP)
+    columns = ordered.select(*table.key, EVENT_TIMESTAMP, CREATED_TIMESTAMP, *table.names)
+    columns.to_parquet(target, compression="zstd", row_group_size=ROW_GROUP_ROWS)
