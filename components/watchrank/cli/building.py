@@ -196,7 +196,7 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="hidden, inputs, objective or weighting of the ranker; depth, example_age or tied of "
+            help="hidden, inputs, objective, weighting or tasks of the ranker; depth, example_age or tied of "
             "candidate generation; diversity of the last release; all of the ranker when not given"
         ),
     ] = "",
@@ -205,10 +205,10 @@ def study(
     override: SetOption = None,
 ) -> None:
     """Compare variants of a model over seeds; write a table and a plot to <workspace>/studies."""
-    from watchrank.studies import candidates, diversity, ranking
+    from watchrank.studies import candidates, diversity, ranking, tasks
     from watchrank.studies.runs import Runs
 
-    studies = ranking.STUDIES | candidates.STUDIES | diversity.STUDIES
+    studies = ranking.STUDIES | tasks.STUDIES | candidates.STUDIES | diversity.STUDIES
     if name and name not in studies:
         raise InputError(f"There is no study {name!r}. There are: {', '.join(studies)}.")
     runs = Runs(Workspace(workspace), tuple(override or ()), seeds)

@@ -314,7 +314,9 @@ def test_by_score_negative_ones_keep_their_order_and_all_is_passed_on():
     assert scores.tolist() == [[2, 4, 3, 1, 0, 0]]
     np.testing.assert_array_equal(clicks, np.array([[0.2, 0.4, 0.3, 0.1, 0, 0]], np.float32))
     np.testing.assert_array_equal(values[0, [0, 2, 3]], [2, -1, -3])
-    feed["diversity"] = np.array([[1e-6]], np.float32)  # nearly off: what is worth less than nothing comes last
+    feed["diversity"] = np.array(
+        [[1e-6]], np.float32
+    )  # nearly off: what is worth less than nothing comes last
     assert set(run(graph, feed)[0][0, 2:4].tolist()) <= {1, 3, 4}
     assert run(graph, feed)[0][0, 0] == 2
 
