@@ -196,8 +196,8 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="hidden, inputs, objective, weighting or tasks of the ranker; depth, example_age or tied of "
-            "candidate generation; diversity of the last release; all of the ranker when not given"
+            help="hidden, inputs, objective or weighting of the ranker, all four when not given; tasks: several "
+            "together; depth, example_age or tied of candidate generation; diversity of the last release"
         ),
     ] = "",
     seeds: Annotated[int, typer.Option(min=1, help="trainings a variant")] = 3,
