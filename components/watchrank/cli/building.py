@@ -196,8 +196,8 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="hidden, inputs, objective or weighting of the ranker, all four when not given; tasks: several "
-            "together; depth, example_age or tied of candidate generation; diversity of the last release"
+            help="hidden, inputs, objective or weighting of the ranker, all four when not given; tasks: each "
+            "alone and together; depth, example_age or tied of candidate generation; diversity of a release"
         ),
     ] = "",
     seeds: Annotated[int, typer.Option(min=1, help="trainings a variant")] = 3,
