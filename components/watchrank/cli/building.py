@@ -194,7 +194,8 @@ def study(
         str,
         typer.Argument(
             help="hidden, inputs, objective or weighting of the ranker; depth, example_age or tied of "
-            "candidate generation; diversity of the last release; all of the ranker when not given"
+            "candidate generation; diversity of the last release; multi_task on synthetic data; all of the "
+            "ranker when not given"
         ),
     ] = "",
     seeds: Annotated[int, typer.Option(min=1, help="trainings a variant")] = 3,
@@ -202,10 +203,10 @@ def study(
     override: SetOption = None,
 ) -> None:
     """Compare variants of a model over seeds; write a table and a plot to <workspace>/studies."""
-    from watchrank.studies import candidates, diversity, ranking
+    from watchrank.studies import candidates, diversity, multi_task, ranking
     from watchrank.studies.runs import Runs
 
-    studies = ranking.STUDIES | candidates.STUDIES | diversity.STUDIES
+    studies = ranking.STUDIES | candidates.STUDIES | diversity.STUDIES | multi_task.STUDIES
     if name and name not in studies:
         raise InputError(f"There is no study {name!r}. There are: {', '.join(studies)}.")
     runs = Runs(Workspace(workspace), tuple(override or ()), seeds)
