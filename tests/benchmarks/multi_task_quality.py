@@ -8,7 +8,7 @@ instance weight. Rows are split once, 4 : 1 : 1, at random. All models are given
 same numbers, standardised on the training rows. They learn by the same loop with the sizes and settings of
 torch-rechub's example for this data (`run_census.py`: embeddings of 4, 8 experts of 16, towers of 8, Adam
 with a weight decay of 1e-4, batches of 1,024) but a learning rate at which both MMoEs do better on the
-validation rows. They are measured on the test rows after the epoch of their best mean AUC on the validation rows.
+validation rows. They are measured on the test rows after the epoch of their best mean AUC on validation.
 
 torch-rechub's MMOE, which normalises each layer over the batch, is timed in two ways: by its own loader and
 trainer, as its example does, and by the loop that watchrank's models learn by. The ways take turns.
