@@ -95,7 +95,7 @@ def multi_task(runs: Runs, setup: Setup | None = None) -> Study:
         f"{setup.learning_rate}, the same for all. Losses: mean ± half its 95 % confidence interval. "
         "1 and 2: Wilcoxon's signed-rank test, one-sided, paired by seed; near: two one-sided t-tests on ln "
         f"of the ratio, within ± {MARGIN:.0%}. 3 and 4: Brown-Forsythe's deviations from the median, in a "
-        f"one-sided t-test paired by seed. Holds: p < {LEVEL} / {len(rows)} (Bonferroni).",
+        f"one-sided t-test paired by seed. Shown: p < {LEVEL} / {len(rows)} (Bonferroni).",
         [
             *(svg(f"Loss, correlation {p:g}", partial(_curves, losses, p, setup)) for p in CORRELATIONS),
             *(svg(f"Final losses, correlation {p:g}", partial(_histogram, final, p)) for p in CORRELATIONS),
@@ -232,8 +232,8 @@ def hypotheses(final: dict[tuple[str, float], np.ndarray]) -> list[Row]:
             "correlation": result.correlation,
             "figures": result.figures,
             "effect": result.effect,
-            "p": f"{result.p:.1e}",
-            "holds": "yes" if result.p < LEVEL / len(results) else "no",
+            "p": "<0.0001" if result.p < 1e-4 else f"{result.p:.4f}",
+            "shown": "yes" if result.p < LEVEL / len(results) else "no",
         }
         for result in results
     ]

@@ -76,13 +76,13 @@ def _alone(name: str, p: float, seed: int) -> list[float]:
     return losses[1::2]
 
 
-def test_hypotheses_hold_where_the_losses_say_so():
+def test_hypotheses_are_shown_where_the_losses_say_so():
     rng = np.random.default_rng(0)
     usual, wide = rng.normal(0.03, 0.001, 30), rng.normal(0.05, 0.01, 30)
     final = {(name, p): rng.normal(usual, 1e-5) for name in STRUCTURES for p in CORRELATIONS}
-    assert held(final) == {("2: loss of OMoE near MMoE", "1")}
+    assert shown(final) == {("2: loss of OMoE near MMoE", "1")}
     final |= {("ShareBottom", 0.5): wide, ("OMoE", 0.5): usual + 0.01}
-    assert held(final) == {
+    assert shown(final) == {
         ("1: loss of OMoE < ShareBottom", "0.5"),
         ("1: loss of MMoE < ShareBottom", "0.5"),
         ("2: loss of MMoE < OMoE", "0.5"),
@@ -92,12 +92,12 @@ def test_hypotheses_hold_where_the_losses_say_so():
         ("3: spread of ShareBottom > MMoE", "0.5"),
     }
     final |= {("OMoE", 1.0): 1.06 * usual, ("OMoE", 0.9): wide}
-    assert ("2: loss of OMoE near MMoE", "1") not in held(final)
-    assert ("4: spread of OMoE > MMoE", "0.9") in held(final)
+    assert ("2: loss of OMoE near MMoE", "1") not in shown(final)
+    assert ("4: spread of OMoE > MMoE", "0.9") in shown(final)
 
 
-def held(final: dict[tuple[str, float], np.ndarray]) -> set[tuple[str, str]]:
-    return {(row["hypothesis"], row["correlation"]) for row in hypotheses(final) if row["holds"] == "yes"}
+def shown(final: dict[tuple[str, float], np.ndarray]) -> set[tuple[str, str]]:
+    return {(row["hypothesis"], row["correlation"]) for row in hypotheses(final) if row["shown"] == "yes"}
 
 
 def test_the_page_has_every_hypothesis_and_plot(tmp_path):
