@@ -11,6 +11,7 @@ CONFIG ?= pipelines/configs/local.yaml
 DATA ?=
 SOURCE ?= own
 STUDY ?=
+SEEDS ?=
 WORKSPACE ?= work/$(if $(DATA),$(SOURCE),simulated)
 SET ?=
 
@@ -51,9 +52,9 @@ test-slow: env  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 .PHONY: study
-study: env  ## compare variants over seeds, after `make run`: STUDY=hidden|inputs|objective|weighting|depth|example_age|tied|diversity
-	$(BIN)/watchrank $(if $(filter depth example_age tied,$(STUDY)),candidate-dataset,dataset) --workspace $(WORKSPACE) --config $(CONFIG)
-	$(BIN)/watchrank study $(STUDY) --workspace $(WORKSPACE) $(foreach setting,$(SET),--set $(setting))
+study: env  ## compare variants over seeds, after `make run`: STUDY=hidden|inputs|objective|weighting|depth|example_age|tied|diversity; alone: multi_task SEEDS=50
+	$(if $(filter multi_task,$(STUDY)),,$(BIN)/watchrank $(if $(filter depth example_age tied,$(STUDY)),candidate-dataset,dataset) --workspace $(WORKSPACE) --config $(CONFIG))
+	$(BIN)/watchrank study $(STUDY) $(if $(SEEDS),--seeds $(SEEDS)) --workspace $(WORKSPACE) $(foreach setting,$(SET),--set $(setting))
 
 $(VENV)/bench: $(VENV)/done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[bench]'

@@ -197,7 +197,8 @@ def study(
         str,
         typer.Argument(
             help="hidden, inputs, objective or weighting of the ranker, all four when not given; tasks: each "
-            "alone and together; depth, example_age or tied of candidate generation; diversity of a release"
+            "alone and together; multi_task on synthetic data; depth, example_age or tied of candidate "
+            "generation; diversity of the last release"
         ),
     ] = "",
     seeds: Annotated[int, typer.Option(min=1, help="trainings a variant")] = 3,
@@ -205,10 +206,11 @@ def study(
     override: SetOption = None,
 ) -> None:
     """Compare variants of a model over seeds; write a table and a plot to <workspace>/studies."""
-    from watchrank.studies import candidates, diversity, ranking, tasks
+    from watchrank.studies import candidates, diversity, multi_task, ranking, tasks
     from watchrank.studies.runs import Runs
 
-    studies = ranking.STUDIES | tasks.STUDIES | candidates.STUDIES | diversity.STUDIES
+    of_ranking = ranking.STUDIES | tasks.STUDIES | multi_task.STUDIES
+    studies = of_ranking | candidates.STUDIES | diversity.STUDIES
     if name and name not in studies:
         raise InputError(f"There is no study {name!r}. There are: {', '.join(studies)}.")
     runs = Runs(Workspace(workspace), tuple(override or ()), seeds)
