@@ -138,15 +138,17 @@ class RankingSettings(Settings):
 
     model: ModelKind = Field("ranking", description="watch time alone, or a structure for several tasks")
     tasks: tuple[TaskSettings, ...] = Field(
-        (CLICK, WATCH_TIME), min_length=1, description="what the structures for several tasks predict"
+        (CLICK, WATCH_TIME.model_copy(update={"weight": 0.1})),  # losses of about one size
+        min_length=1,
+        description="what the structures for several tasks predict",
     )
     hidden: Annotated[str, BeforeValidator(_preset)] = Field(
         "512-256",
         description=f"hidden layers of ranking and share_bottom: one of {', '.join(HIDDEN_PRESETS)}",
     )
-    experts: int = Field(8, ge=2, description="experts of omoe and mmoe")
+    experts: int = Field(4, ge=2, description="experts of omoe and mmoe")
     expert_hidden: tuple[PositiveInt, ...] = Field(
-        (128,), min_length=1, description="widths of an expert's layers"
+        (256, 128), min_length=1, description="widths of an expert's layers"
     )
     tower_hidden: tuple[PositiveInt, ...] = Field((64,), description="widths of a task's own layers")
     position_bias: bool = Field(

@@ -53,7 +53,8 @@ def train_ranking(
     with distributed.process_group(device_of(training).type):
         torch.manual_seed(training.seed)
         model = new_model(data, ranking)
-        model.log_variance.requires_grad_(training.task_weighting == "uncertainty")
+        if training.task_weighting == "uncertainty":
+            learn_uncertainties(model, data.split("train"), training.objective)
         curve = _fit(model, data, training, checkpoint, run_key(data.manifest, ranking, training))
         if distributed.share().process == 0:
             if training.calibrate:
@@ -104,6 +105,22 @@ def ranking_loss(model: RankingModel, objective: Objective) -> Loss:
         return total * batch.shown
 
     return loss
+
+
+@torch.no_grad()
+def learn_uncertainties(model: RankingModel, train: Split, objective: Objective) -> None:
+    """Let each task's uncertainty be trained, from where it fits the untrained task: s = ln 2 L."""
+    labels = {
+        name: torch.from_numpy(np.asarray(train.impressions[name], dtype=np.float32))
+        for name in label_names(model.tasks) & train.impressions.keys()
+    }
+    for place, task in enumerate(model.tasks):
+        if task.label in labels:
+            start = (model.towers.logit.bias[place] * model.scale[place]).expand(len(train))
+            loss = task_loss(task, objective, start, labels, model.scale[place])
+            mean = loss.sum() / (labels[task.label] >= 0).sum().clamp(min=1)
+            model.log_variance[place] = torch.log(2 * mean.clamp(min=1e-6))
+    model.log_variance.requires_grad_(True)
 
 
 def label_names(tasks: Sequence[TaskSettings]) -> set[str]:

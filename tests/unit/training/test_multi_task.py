@@ -9,6 +9,7 @@ from watchrank.errors import InputError
 from watchrank.evaluation.evaluate import evaluate_ranking, expert_use, predict_tasks, score_task
 from watchrank.training.ranking import (
     label_names,
+    learn_uncertainties,
     load_model,
     new_model,
     ranking_loss,
@@ -127,8 +128,14 @@ def test_uncertainties_are_learned_where_asked(prepared, tmp_path):
         for way in ("fixed", "uncertainty")
     )
     assert fixed.log_variance.tolist() == [0, 0, 0, 0]
-    assert learned.log_variance[1] > 0.005, "watch time has by far the largest loss"
-    assert learned.log_variance[2] < -0.005, "likes are rare, so their loss is small"
+    click, watch_time, like, _ = learned.log_variance.tolist()
+    assert like < click < watch_time, "likes are rare, and watch time has by far the largest loss"
+    start = new_model(RankingDataset.open(prepared.place.dataset), settings())
+    learn_uncertainties(start, RankingDataset.open(prepared.place.dataset).split("train"), "exact")
+    rate = RankingDataset.open(prepared.place.dataset).split("train").impressions["clicked"].mean()
+    entropy = -rate * np.log(rate) - (1 - rate) * np.log(1 - rate)
+    assert start.log_variance[0].item() == pytest.approx(np.log(2 * entropy), rel=1e-3)
+    assert click < start.log_variance[0], "what is learned leaves less uncertain"
 
 
 def test_metrics_leave_missing_labels_out(data):
