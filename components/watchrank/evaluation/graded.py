@@ -1,4 +1,4 @@
-"""Metrics of ranked lists with graded judgements: one query, N documents of grade 0 (not relevant), 1, 2, ..."""
+"""Metrics of a ranked list with judgements: N documents of grade 0, which is not relevant, 1, 2, ..."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ NDCG_AT = (1, 3, 10)
 def graded_metrics(scores: np.ndarray, grades: np.ndarray) -> dict[str, float]:
     """Return `ndcg@K`, `map` and `mrr` of one query; at least one document has a grade above 0.
 
-    The gain of a grade g is 2^g - 1 and that of place p is divided by log2(1 + p) (Burges et al. 2005). To `map`
-    and `mrr` a document is relevant when its grade is above 0. Tied documents are ranked worst first.
+    A grade g gains 2^g - 1, divided by log2(1 + p) in place p (Burges et al. 2005). To `map` and `mrr` a
+    document is relevant when its grade is above 0. Tied documents are ranked worst first.
 
     Args:
         scores: of the documents [N].

@@ -43,7 +43,7 @@ def export_text(
         ParityError: a graph answers differently, or not with a number.
     """
     towers = {"query": (model.query, QUERY, []), "document": (model.document, TITLE, [*fields])}
-    differences = {}
+    differences: dict[str, float] = {}
     with atomic_path(output) as fresh:
         fresh.mkdir()
         for name, (tower, text, others) in towers.items():
@@ -106,8 +106,8 @@ def vector_parity(
         difference = float(np.max(np.linalg.norm(answer - expected, axis=1) / np.maximum(length, 1e-6)))
         if not difference <= tolerance:
             raise ParityError(
-                f"{graph.name} differs from the trained model by {difference:.2g} (relative) on {name!r}, more "
-                f"than {tolerance:.2g} allows. Look for an operator that exports inexactly."
+                f"{graph.name} differs from the trained model by {difference:.2g} (relative) on {name!r}, "
+                f"more than {tolerance:.2g} allows. Look for an operator that exports inexactly."
             )
         differences[name] = difference
     return differences

@@ -1,8 +1,8 @@
 """The loss of text matching: the smoothed softmax over cosines.
 
 P(d+ | q) = exp(gamma R(q, d+)) / sum over D of exp(gamma R(q, d)), and the loss is -log P (Huang et al. 2013,
-section 3.1; Shen et al. 2014, section 4). D is the positive with J random negatives of each query's own, 4 in the
-papers, or all documents of the batch with the correction of `training.softmax`.
+section 3.1; Shen et al. 2014, section 4). D is the positive with J random negatives of each query's own (4 in
+the papers), or all documents of the batch with the correction of `training.softmax`.
 
 Shapes: B queries, each with 1 + J documents, the positive first.
 """
@@ -55,8 +55,8 @@ class MatchingLoss(nn.Module):
         return self.loss(queries, documents, document_ids).unsqueeze(1)
 
     def loss(self, queries: Tensor, documents: Tensor, ids: Tensor) -> Tensor:
-        """Return the loss [B] of unit vectors [B, D] and [B * (1 + J), D]; the positive itself is no negative."""
-        cosines = torch.einsum("bd,bjd->bj", queries, documents.unflatten(0, ids.shape))
+        """Return the loss [B] of unit vectors [B, D] and [B (1 + J), D]; the positive is no negative."""
+        cosines = torch.einsum("bd,bjd->bj", queries, documents.view(*ids.shape, -1))
         again = F.pad(ids[:, 1:] == ids[:, :1], (1, 0))
         scores = (self.gamma * cosines).masked_fill(again, MASKED)
         loss: Tensor = scores.logsumexp(1) - scores[:, 0]
@@ -76,7 +76,7 @@ class InBatchMatchingLoss(MatchingLoss):
         Args:
             model: the towers.
             keys: the sorted ids of the documents that may be in a batch [N].
-            expected: how often each is in one on average, above 0 [N]; a document outside `keys` as the rarest.
+            expected: how often each is in one on average [N], above 0; other documents count as the rarest.
             gamma: see `MatchingLoss`.
             learned: see `MatchingLoss`.
         """
@@ -86,7 +86,7 @@ class InBatchMatchingLoss(MatchingLoss):
         self.register_buffer("log_expected", logs, persistent=False)
 
     def loss(self, queries: Tensor, documents: Tensor, ids: Tensor) -> Tensor:
-        """Return the loss [B] of unit vectors [B, D] and [B * (1 + J), D]; a query's positive is no negative."""
+        """Return the loss [B] of unit vectors [B, D] and [B (1 + J), D]; the positive is no negative."""
         every = ids.flatten()
         scores = (
             self.gamma * queries @ documents.T - self.log_expected[self.documents(every)]

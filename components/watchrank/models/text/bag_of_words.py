@@ -13,7 +13,7 @@ class BagOfWords(nn.Module):
     """N-gram ids [B, L, G] to vectors [B, D]."""
 
     def __init__(self, keys: Tensor, *, hidden: int = 300, dim: int = 128) -> None:
-        """Make the tower of a vocabulary `keys` [V]; `hidden` and `dim` are the widths of layers and vectors."""
+        """Make the tower of a vocabulary `keys` [V] with layers `hidden` wide and vectors `dim` wide."""
         super().__init__()
         self.bags = WordBags(keys, hidden)
         self.bias = nn.Parameter(0.01 * nn.init.normal_(self.bags.table.weight.new_empty(hidden)))

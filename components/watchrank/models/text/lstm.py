@@ -14,7 +14,7 @@ class Lstm(nn.Module):
     """N-gram ids [B, L, G], words from the front, to vectors [B, D]."""
 
     def __init__(self, keys: Tensor, *, width: int = 300, dim: int = 128) -> None:
-        """Make the tower of a vocabulary `keys` [V]: words of width `width`, a hidden state of width `dim`."""
+        """Make the tower of a vocabulary `keys` [V] with words `width` wide and a state `dim` wide."""
         super().__init__()
         self.bags = WordBags(keys, width)
         self.lstm = PeepholeLstm(width, dim)

@@ -1,7 +1,7 @@
 """An LSTM whose gates see the cell: its last hidden state, forwards and backwards.
 
-Gers, Schraudolph, Schmidhuber: Learning Precise Timing with LSTM Recurrent Networks, JMLR 2002. Input and forget
-gate see the cell before the step, the output gate the cell after it:
+Gers, Schraudolph, Schmidhuber: Learning Precise Timing with LSTM Recurrent Networks, JMLR 2002. Input and
+forget gate see the cell before the step, the output gate the cell after it:
 
     i = sigmoid(W_i x + R_i h + P_i c + b_i)        c' = f c + i tanh(W_g x + R_g h + b_g)
     f = sigmoid(W_f x + R_f h + P_f c + b_f)        h' = o tanh(c')
@@ -42,7 +42,7 @@ class PeepholeLstm(nn.Module):
         if torch.onnx.is_in_onnx_export():
             return self._operator(steps, lengths)
         packed = pack_padded_sequence(steps, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        projected = self.input(packed.data).float()
+        projected = self.input(packed.data).to(self.recurrent.dtype)
         with torch.autocast(steps.device.type, enabled=False):
             last: Tensor = _Recurrence.apply(
                 projected, self.recurrent, self.peepholes, packed.batch_sizes.tolist()
@@ -68,7 +68,7 @@ class _Recurrence(torch.autograd.Function):
     """Packed, projected inputs [N, 4H] to the last hidden states [B, H], longest text first."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, projected: Tensor, recurrent: Tensor, peepholes: Tensor, sizes: list[int]
     ) -> Tensor:
         """Step through the texts; `sizes` says how many of them have each step."""
@@ -94,7 +94,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Step back; all that does not depend on the step after it is computed for all steps at once."""
         gates, cells, squashed, hidden, recurrent, peepholes = ctx.saved_tensors
         sizes: list[int] = ctx.sizes

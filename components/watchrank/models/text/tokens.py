@@ -1,9 +1,9 @@
 """Texts to ids of their n-grams: what training and serving both call, so that they cannot differ.
 
-Word hashing (Huang et al. 2013, section 3.2): a word is the bag of its letter trigrams, `#good#` is #go, goo, ood,
-od#. Words keep their order. A Chinese, Japanese or Korean character is a word of its own, a bag of one.
-An n-gram travels as its `schema.text_id`; the vocabulary that turns ids into rows is part of the model's graph, so
-a caller needs none and cannot have that of another release.
+Word hashing (Huang et al. 2013, section 3.2): a word is the bag of its letter trigrams, `#good#` is #go, goo,
+ood, od#. Words keep their order. A Chinese, Japanese or Korean character is a word of its own, a bag of one.
+An n-gram travels as its `schema.text_id`; the vocabulary that turns ids into rows is part of the model's
+graph, so a caller needs none and cannot have that of another release.
 """
 
 import unicodedata
@@ -39,7 +39,7 @@ def ngram_ids(texts: Sequence[str | None], *, max_words: int, max_ngrams: int) -
         max_ngrams: n-grams of a word that are read, the first ones.
 
     Returns:
-        L is the number of words of the longest text and G that of n-grams of the longest word; both are at least 1.
+        L is the number of words of the longest text, G that of n-grams of the longest word; both at least 1.
     """
     split = [words(text)[:max_words] for text in texts]
     bags = [_bag(word[: max_ngrams + 1], max_ngrams) for word in chain.from_iterable(split)]
@@ -74,7 +74,7 @@ def _is_word(character: str) -> bool:
 
 @lru_cache(maxsize=200_000)
 def _bag(word: str, most: int) -> tuple[int, ...]:
-    """Return the ids of a word's first `most` n-grams; of the word are at least its first `most` + 1 letters."""
+    """Return the ids of a word's first `most` n-grams; `word` is at least its first `most` + 1 letters."""
     if len(word) == 1 and _is_word(word):
         return (text_id(word),)
     marked = f"#{word}#"

@@ -17,36 +17,43 @@ def present(ids: Tensor) -> Tensor:
 
 
 class WordBags(nn.Module):
-    """N-gram ids to the sum of their rows; padding and n-grams outside the vocabulary add nothing."""
+    """Each word and the words beside it as the sum of their n-grams' rows.
 
-    def __init__(self, keys: Tensor, width: int) -> None:
+    An n-gram has a row for every place of the window. Padding and n-grams outside the vocabulary add nothing.
+    """
+
+    def __init__(self, keys: Tensor, width: int, *, window: int = 1) -> None:
         """Make the table.
 
         Args:
-            keys: the sorted ids of the n-grams that have a row [V].
+            keys: the sorted ids of the n-grams that have rows [V].
             width: of a row.
+            window: how many words a sum reads, an odd number: the word and as many on each side.
         """
         super().__init__()
         self.vocabulary = Vocabulary(keys)
-        self.table = nn.Embedding(self.vocabulary.rows, width, padding_idx=0)
+        self.window = window
+        self.table = nn.Embedding(1 + window * len(keys), width, padding_idx=0)
         nn.init.normal_(self.table.weight, std=0.1)
         with torch.no_grad():
             self.table.weight[0].zero_()
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Sum over the last axis: ids [B, L, G] to [B, L, D]."""
-        rows = self.vocabulary(ids)
+        """Sum over words of the window and their n-grams: ids [B, L, G] to [B, L, D]."""
+        rows = self._rows(ids)
         if torch.onnx.is_in_onnx_export():  # an EmbeddingBag would become a loop
             total: Tensor = self.table(rows).sum(2)
             return total
         known = rows > 0
         ends = F.pad(known.flatten(0, 1).sum(1).cumsum(0), (1, 0))
-        sums = F.embedding_bag(
-            rows[known],
-            self.table.weight,
-            ends,
-            mode="sum",
-            sparse=self.table.sparse,
-            include_last_offset=True,
-        )
-        return sums.unflatten(0, ids.shape[:2])
+        table, sparse = self.table.weight, self.table.sparse
+        sums = F.embedding_bag(rows[known], table, ends, mode="sum", sparse=sparse, include_last_offset=True)
+        return sums.view(*ids.shape[:2], -1)
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        """Return the rows to add up [B, L, window * G], 0 where there is none."""
+        words, beside = ids.shape[1], self.window // 2
+        rows = F.pad(self.vocabulary(ids), (0, 0, beside, beside))  # [B, L + 2 beside, G]
+        places = [rows[:, place : place + words] for place in range(self.window)]
+        step = self.vocabulary.rows - 1
+        return torch.cat([(own + place * step) * (own > 0) for place, own in enumerate(places)], 2)
