@@ -1,4 +1,4 @@
-"""Text matching: texts a second by tower, in tokenisation, training and serving; the peephole LSTM beside torch's.
+"""Text matching: texts a second by tower, in training and serving; the peephole LSTM beside torch's.
 
 ```
 python tests/benchmarks/text_throughput.py ../shared/data

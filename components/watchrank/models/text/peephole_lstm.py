@@ -43,10 +43,9 @@ class PeepholeLstm(nn.Module):
             return self._operator(steps, lengths)
         packed = pack_padded_sequence(steps, lengths.cpu(), batch_first=True, enforce_sorted=False)
         projected = self.input(packed.data).to(self.recurrent.dtype)
-        with torch.autocast(steps.device.type, enabled=False):
-            last: Tensor = _Recurrence.apply(
-                projected, self.recurrent, self.peepholes, packed.batch_sizes.tolist()
-            )  # type: ignore[no-untyped-call]
+        last: Tensor = _Recurrence.apply(  # type: ignore[no-untyped-call]
+            projected, self.recurrent, self.peepholes, packed.batch_sizes.tolist()
+        )
         return last[packed.unsorted_indices]
 
     def _operator(self, steps: Tensor, lengths: Tensor) -> Tensor:

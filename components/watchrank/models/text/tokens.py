@@ -23,10 +23,9 @@ def words(text: str | None) -> list[str]:
     """Split a text into words of letters, marks and digits, and single characters of `CHARACTER_SCRIPTS`.
 
     Everything else separates words. Texts that differ in case or in a compatible form (full width, ligatures,
-    composed or not) have the same words: Unicode's compatibility caseless match, definition D146.
+    composed or not) have the same words.
     """
     folded = unicodedata.normalize("NFKD", text or "").casefold()
-    folded = unicodedata.normalize("NFKD", folded).casefold()
     return unicodedata.normalize("NFKC", folded).translate(_SPACED).split()
 
 
