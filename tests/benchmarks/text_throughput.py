@@ -3,8 +3,8 @@
 ```
 python tests/benchmarks/text_throughput.py ../shared/data
 ```
-The texts are the titles of QBQTC, as they are. Training is a step of the in-batch softmax, a query and a title an
-example, without the optimizer; serving is the exported query tower on ONNX Runtime. Both on one thread.
+The texts are those of QBQTC. Training is a step of the in-batch softmax, a query and a title an example, without
+the optimizer; serving is the exported query tower on ONNX Runtime. Both on one thread.
 """
 
 import statistics
@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
     print(f"tokenisation: {len(data.documents) / seconds:,.0f} texts/s")
     vocabulary = ngram_ids(data.documents, **read).ravel()
     keys = top_ids(vocabulary, np.ones(len(vocabulary)), MAX_VOCABULARY)
-    queries, titles = ngram_ids(data.queries[:BATCH], **read), ngram_ids(data.documents[:BATCH], **read)
+    queries, titles = (ngram_ids(texts[:BATCH], **read) for texts in (data.queries, data.documents))
     table = Table(
         "tower", "training", f"serving, {BATCH} titles", "serving, 1 query, ms", title="texts a second"
     )

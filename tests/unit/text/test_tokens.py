@@ -80,7 +80,7 @@ def test_any_text_has_the_same_ids_alone_and_among_others_within_the_bounds(text
 @given(ANY_TEXT, st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
 def test_texts_of_equal_normal_form_or_case_have_equal_ids(text, form):
     assert words(unicodedata.normalize(form, text)) == words(text)
-    assert words(text.casefold()) == words(text)
+    assert words(unicodedata.normalize("NFD", text).casefold()) == words(text)
     assert words(" ".join(words(text))) == words(text)
 
 
