@@ -3,8 +3,8 @@
 ```
 python tests/benchmarks/text_throughput.py ../shared/data
 ```
-The texts are those of QBQTC. Training is a step of the in-batch softmax, a query and a title an example, without
-the optimizer; serving is the exported query tower on ONNX Runtime. Both on one thread.
+The texts are those of QBQTC. Training is a step of the in-batch softmax, a query and a title an example,
+without the optimizer; serving is the exported query tower on ONNX Runtime. Both on one thread.
 """
 
 import statistics

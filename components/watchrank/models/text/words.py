@@ -41,7 +41,7 @@ class WordBags(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Sum over words of the window and their n-grams: ids [B, L, G] to [B, L, D]."""
         rows = self._rows(ids)
-        if torch.onnx.is_in_onnx_export():  # an EmbeddingBag would become a loop
+        if torch.onnx.is_in_onnx_export():  # an EmbeddingBag becomes a loop, and an adding ScatterND races
             total: Tensor = self.table(rows).sum(2)
             return total
         known = rows > 0
