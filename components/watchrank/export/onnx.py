@@ -1,5 +1,6 @@
 """torch to ONNX: the serving graph, at the opset and IR version of the oldest supported Triton."""
 
+import itertools
 import logging
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from watchrank.storage import atomic_path
 
 LOOKUP = ("watchrank", "Lookup")
 """The operator that `models.lookup` leaves in the graph, as (domain, type)."""
+
+DYNAMIC_AXES = {(CANDIDATES,): ("candidates",), (CANDIDATES, CANDIDATES): ("words", "ngrams")}
+"""The names of the axes that have no fixed size, beside the batch: of candidates, and of a text."""
 
 ML_OPSET = 4
 """ai.onnx.ml: the first with a LabelEncoder that takes tensors; ONNX Runtime 1.19 has it."""
@@ -75,8 +79,10 @@ def serving_graph(
         AssertionError: torch exported another opset than it was asked for.
     """
     names = [spec.name for spec in inputs]
-    batch, candidates = torch.export.Dim("batch"), torch.export.Dim("candidates")
-    shapes = tuple({0: batch} | ({1: candidates} if spec.dims == (CANDIDATES,) else {}) for spec in inputs)
+    axes = {axis: torch.export.Dim(axis) for axis in ("batch", *itertools.chain(*DYNAMIC_AXES.values()))}
+    shapes = tuple(
+        dict(enumerate(axes[axis] for axis in ("batch", *DYNAMIC_AXES.get(spec.dims, ())))) for spec in inputs
+    )
     answers = [spec.name for spec in outputs]
     model = _export(_Positional(module, names), example(inputs), names, answers, shapes, settings)
     _use_label_encoders(model)

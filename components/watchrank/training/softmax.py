@@ -36,6 +36,19 @@ def background(kind: str, counts: Tensor) -> Tensor:
     return weights / weights.sum()
 
 
+def batch_softmax(scores: Tensor, items: Tensor, own: Tensor) -> Tensor:
+    """Return the loss [B] of each row's own column among N; another column of the same item is no negative.
+
+    Args:
+        scores: of each row and column [B, N].
+        items: the id of each column's item [N].
+        own: each row's column [B].
+    """
+    same = items[own].unsqueeze(1) == items
+    same.scatter_(1, own.unsqueeze(1), False)
+    return F.cross_entropy(scores.masked_fill(same, MASKED), own, reduction="none")
+
+
 class SoftmaxLoss(nn.Module):
     """A candidate model with its loss: what `fit` trains. Its subclasses differ in the softmax."""
 
@@ -98,10 +111,7 @@ class InBatchSoftmaxLoss(SoftmaxLoss):
     def loss(self, users: Tensor, rows: Tensor) -> Tensor:
         """Return the loss [B]; another example of the same video is no negative."""
         scores = users @ self.model.weights(rows).T - self.log_expected[rows - 1]  # [B, B]
-        same = rows.unsqueeze(1) == rows
-        same.fill_diagonal_(False)
-        own = torch.arange(len(rows), device=rows.device)
-        return F.cross_entropy(scores.masked_fill(same, MASKED), own, reduction="none")
+        return batch_softmax(scores, rows, torch.arange(len(rows), device=rows.device))
 
 
 class TwoLevelSoftmaxLoss(SoftmaxLoss):
