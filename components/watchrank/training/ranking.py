@@ -111,7 +111,7 @@ def ranking_loss(model: RankingModel, objective: Objective) -> Loss:
 def learn_uncertainties(model: RankingModel, train: Split, objective: Objective) -> None:
     """Let each task's uncertainty be trained, from where it fits the untrained task: s = ln 2 L."""
     labels = {
-        name: torch.from_numpy(np.asarray(train.impressions[name], dtype=np.float32))
+        name: torch.from_numpy(np.array(train.impressions[name], dtype=np.float32))
         for name in label_names(model.tasks) & train.impressions.keys()
     }
     for place, task in enumerate(model.tasks):
