@@ -15,6 +15,7 @@ from watchrank.schema import (
     EVENT_TIMESTAMP,
     USER_ACTIVITY,
     USER_PROFILE,
+    USER_SEARCH,
     USER_STATISTICS,
     VIDEO_PROFILE,
     VIDEO_STATISTICS,
@@ -55,11 +56,13 @@ video = Entity(name="video", join_keys=["video_id"], value_type=ValueType.INT64)
 
 user_profile = view(USER_PROFILE, user, "user_profile.parquet")
 user_activity = view(USER_ACTIVITY, user, "user_activity/*/*.parquet")
+user_search = view(USER_SEARCH, user, "user_search/*/*.parquet")
 user_statistics = view(USER_STATISTICS, user, "user_statistics/*/*.parquet")
 video_profile = view(VIDEO_PROFILE, video, "video_profile.parquet")
 video_statistics = view(VIDEO_STATISTICS, video, "video_statistics/*/*.parquet")
 
 candidate_generation = FeatureService(name="candidate_generation", features=[user_profile, user_activity])
+text_match = FeatureService(name="text_match", features=[user_search])
 ranking = FeatureService(
     name="ranking",
     features=[user_profile, user_activity, user_statistics, video_profile, video_statistics],

@@ -155,8 +155,8 @@ class RankingSettings(Settings):
         False, description="learn what the place in the list does by a tower that is left out at serving"
     )
     exclude: tuple[str, ...] = Field(
-        ("watched_seconds",),
-        description="raw features to leave out, beside those the source lacks; see the README on this one",
+        ("watched_seconds", "candidate_source"),
+        description="raw features to leave out, beside those the source lacks; see the README on these",
     )
     video_dim: int = Field(16, ge=1, description="width of a video's embedding")
     channel_dim: int = Field(8, ge=1, description="width of a channel's embedding")
@@ -286,6 +286,8 @@ class IndexSettings(Settings):
     """The index of candidate generation."""
 
     k: int = Field(200, ge=1, description="videos an answer")
+    search_k: int = Field(50, ge=1, description="videos that the user's last search adds as candidates")
+    search_seconds: int = Field(86_400, ge=0, description="how long after a search it adds candidates")
     variant: Literal["auto", "exact", "inverted_file"] = Field(
         "auto", description="how videos are searched; auto: exact up to 200,000, else an inverted file"
     )

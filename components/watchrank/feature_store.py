@@ -30,6 +30,7 @@ from watchrank.schema import (
     PAD_ID,
     USER_ACTIVITY,
     USER_PROFILE,
+    USER_SEARCH,
     USER_STATISTICS,
     USER_TENSORS,
     VIDEO_PROFILE,
@@ -42,7 +43,7 @@ from watchrank.schema import (
 with warnings.catch_warnings():  # Feast switches every library's deprecation warnings on
     from feast import Entity, FeatureService, FeatureStore, FeatureView
 
-USER_TABLES = (USER_PROFILE, USER_ACTIVITY, USER_STATISTICS)
+USER_TABLES = (USER_PROFILE, USER_ACTIVITY, USER_STATISTICS, USER_SEARCH)
 VIDEO_TABLES = (VIDEO_PROFILE, VIDEO_STATISTICS)
 
 _COUNTED = (USER_STATISTICS, VIDEO_STATISTICS)

@@ -16,6 +16,8 @@ PAD_ID = -1
 WATCH_HISTORY = 50
 SEARCH_HISTORY = 50
 IMPRESSION_HISTORY = 200
+SEARCH_WORDS, SEARCH_NGRAMS = 12, 12
+"""Words of a search, and n-grams of a word, that text matching reads."""
 
 DAY_SECONDS = 86_400
 
@@ -210,6 +212,19 @@ USER_STATISTICS = Table(
 )
 """Apart from the activity, renewed more rarely and held back: see `features.counts.user_statistics`."""
 
+USER_SEARCH = Table(
+    name="user_search",
+    key=("user_id",),
+    columns=(
+        _column("last_search_time", "int64", "when the user last searched, in seconds since 1970, or -1"),
+        _ids(
+            "search_ngram_ids",
+            SEARCH_WORDS * SEARCH_NGRAMS,
+            f"n-grams of that search: {SEARCH_WORDS} words of {SEARCH_NGRAMS}, -1 pads",
+        ),
+    ),
+)
+
 VIDEO_PROFILE = Table(
     name="video_profile",
     key=("video_id",),
@@ -241,7 +256,14 @@ VIDEO_STATISTICS = Table(
     ),
 )
 
-FEATURE_TABLES = (USER_PROFILE, USER_ACTIVITY, USER_STATISTICS, VIDEO_PROFILE, VIDEO_STATISTICS)
+FEATURE_TABLES = (
+    USER_PROFILE,
+    USER_ACTIVITY,
+    USER_STATISTICS,
+    USER_SEARCH,
+    VIDEO_PROFILE,
+    VIDEO_STATISTICS,
+)
 
 FEATURE_ORIGIN = {
     "age": "users.age",
@@ -252,6 +274,8 @@ FEATURE_ORIGIN = {
     "signup_time": "users.signup_time",
     "logged_in": "users.logged_in",
     "search_token_ids": "searches.query",
+    "last_search_time": "searches.query",
+    "search_ngram_ids": "searches.query",
     "watched_channel_ids": "videos.channel_id",
     "channel_id": "videos.channel_id",
     "upload_time": "videos.upload_time",
@@ -259,6 +283,7 @@ FEATURE_ORIGIN = {
     "video_language": "videos.language",
     "category": "videos.category",
     "surface": "impressions.surface",
+    "candidate_source": "impressions.candidate_source",
 }
 """The optional log column that a feature comes from: absent there, the feature is absent too."""
 
@@ -290,7 +315,7 @@ REQUEST_TENSORS = (
 )
 USER_TENSORS = tuple(
     _tensor(column, (column.length or 1,))
-    for table in (USER_PROFILE, USER_ACTIVITY, USER_STATISTICS)
+    for table in (USER_PROFILE, USER_ACTIVITY, USER_STATISTICS, USER_SEARCH)
     for column in table.columns
 )
 VIDEO_TENSORS = (
@@ -301,7 +326,15 @@ VIDEO_TENSORS = (
         for column in table.columns
     ),
 )
-RANKING_INPUTS = (*REQUEST_TENSORS, *USER_TENSORS, *VIDEO_TENSORS)
+IMPRESSION_TENSORS = (
+    Tensor(
+        name="candidate_source",
+        dtype="int64",
+        dims=(CANDIDATES,),
+        description="text id of what proposed the candidate",
+    ),
+)
+RANKING_INPUTS = (*REQUEST_TENSORS, *USER_TENSORS, *VIDEO_TENSORS, *IMPRESSION_TENSORS)
 SCORE = Tensor(
     name="score",
     dtype="float32",

@@ -22,6 +22,7 @@ from watchrank.export import release as export
 from watchrank.export import video_features
 from watchrank.export.candidates import candidate_graph
 from watchrank.export.golden import golden_requests, recommend_requests
+from watchrank.export.recommend import passed_on
 from watchrank.export.onnx import save_graph
 from watchrank.export.recommend import ReleaseGraphs
 from watchrank.feature_store import open_store
@@ -142,9 +143,10 @@ def write_release(made: Synthetic, releases: Path) -> Path:
         save_graph(graph, made_in(fresh, "video_features"))
         export.export_ranking(made.ranker, made.data, made_in(fresh, "ranking"), EXPORT)
         ranked, with_channels = served_outputs(made.ranker.tasks), "channel_id" not in absent
-        export.export_rerank(tower, number, with_channels, ranked, made_in(fresh, "rerank"), size, EXPORT)
+        passed = passed_on(ranked, with_search=False)
+        export.export_rerank(tower, number, with_channels, passed, made_in(fresh, "rerank"), size, EXPORT)
         inputs = export.ranking_inputs(made.ranker)
-        for model, config in export.triton_configs(tower.tower.names, inputs, ranked, absent, size).items():
+        for model, config in export.triton_configs(tower.tower.names, inputs, ranked, absent, INDEX).items():
             made_in(fresh, model).with_name("config.pbtxt").write_text(config)
         write_json(fresh / "golden.json", golden_requests(fresh, made.data, EXPORT))
         manifest = {"release": number, "endpoints": export.ENDPOINTS, "files": checksums(fresh)}

@@ -30,6 +30,7 @@ from watchrank.schema import (
     PAD_ID,
     USER_ACTIVITY,
     USER_PROFILE,
+    USER_SEARCH,
     USER_TENSORS,
     VIDEO_TENSORS,
     text_id,
@@ -284,7 +285,8 @@ def test_definitions_are_the_schema(store):
         for name, service in services.items()
     }
     assert offered == {
-        "ranking": feature_refs(FEATURE_TABLES),
+        "ranking": feature_refs([table for table in FEATURE_TABLES if table is not USER_SEARCH]),
+        "text_match": feature_refs([USER_SEARCH]),
         "candidate_generation": feature_refs([USER_PROFILE, USER_ACTIVITY]),
     }
 

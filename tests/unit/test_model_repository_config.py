@@ -20,7 +20,8 @@ def generated():
         ranking_inputs(ranker),
         served_outputs(ranker.tasks),
         absent=(),
-        size=config.index.k,
+        index=config.index,
+        with_search=True,
     )
 
 

@@ -226,6 +226,23 @@ def recommend(
 
 
 @app.command()
+def search(
+    queries: Annotated[list[str], typer.Argument(help="what users type; quote one of several words")],
+    k: Annotated[int, typer.Option(help="videos a query")] = 10,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Ask the running Triton for the videos whose titles match queries best."""
+    from watchrank.serving.search import ask
+
+    for found in asyncio.run(ask(Config.load(config, override).deployment, queries, k)):
+        table = Table("video", "cosine", title=found.query)
+        for video, score in zip(found.video_ids, found.scores, strict=True):
+            table.add_row(str(video), f"{score:.3f}")
+        console.print(table)
+
+
+@app.command()
 def serve(
     workspace: WorkspaceOption = HERE,
     triton_venv: Annotated[Path, typer.Option(help="environment of Triton")] = TRITON_VENV,

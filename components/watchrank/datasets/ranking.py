@@ -32,6 +32,7 @@ from watchrank.errors import InputError
 from watchrank.schema import (
     EVENT_TIMESTAMP,
     FEATURE_ORIGIN,
+    IMPRESSION_TENSORS,
     IMPRESSIONS,
     PAD_ID,
     REQUEST_TENSORS,
@@ -163,7 +164,7 @@ def _batches(rows_of: Mapping[date, int]) -> Iterator[list[date]]:
 def _read(impressions: ir.Table, days: Sequence[date]) -> Columns:
     """Return ids, time in microseconds, the surface's text id and labels, in the order of `_ORDER`."""
     labels = _labels(impressions)
-    names = ["user_id", "video_id", "timestamp", "surface", *labels]
+    names = ["user_id", "video_id", "timestamp", "surface", "candidate_source", *labels]
     of_days = impressions.filter(impressions.date.isin(days))
     rows = of_days.select(name for name in names if name in impressions.columns).to_pyarrow()
     columns = {
@@ -171,6 +172,7 @@ def _read(impressions: ir.Table, days: Sequence[date]) -> Columns:
         "video_id": rows["video_id"].to_numpy(),
         "timestamp_us": rows["timestamp"].cast(pa.int64()).to_numpy(),
         "surface": _text_ids(rows, "surface"),
+        "candidate_source": _text_ids(rows, "candidate_source"),
         **{name: _label(rows, name, kind) for name, kind in labels.items()},
     }
     order = np.lexsort([columns[name] for name in reversed(_ORDER)])
@@ -224,7 +226,7 @@ def _write_split(
         for days in _batches(rows_of):
             for keys, rows in _parts(_read(impressions, days)):
                 users, videos = _features(store, keys, rows)
-                own = {name: rows[name] for name in ("video_id", "timestamp_us", *labels)}
+                own = {name: rows[name] for name in ("video_id", "timestamp_us", "candidate_source", *labels)}
                 examples.append({**own, "request": requests.rows + rows["request"], **videos})
                 now = keys["timestamp_us"] // 1_000_000
                 requests.append({"user_id": keys["user_id"], "now": now, "surface": keys["surface"], **users})
@@ -244,7 +246,10 @@ def _request_columns() -> Columns:
 
 def _impression_columns(labels: Mapping[str, type[np.generic]]) -> Columns:
     own = {"request": np.int64, "timestamp_us": np.int64, **labels}
-    return {**{name: np.empty(0, kind) for name, kind in own.items()}, **_empty(VIDEO_TENSORS)}
+    return {
+        **{name: np.empty(0, kind) for name, kind in own.items()},
+        **_empty((*VIDEO_TENSORS, *IMPRESSION_TENSORS)),
+    }
 
 
 def _empty(tensors: Sequence[Tensor]) -> Columns:

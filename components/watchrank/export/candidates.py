@@ -68,12 +68,25 @@ def candidate_outputs(k: int) -> list[Tensor]:
 
 
 def candidate_graph(model: CandidateModel, index: IndexSettings, settings: ExportSettings) -> ModelProto:
-    """Return the tower with its index behind it."""
+    """Return the user tower with its index behind it."""
     tower = serving_graph(model, tower_inputs(model.tower.names), [USER_VECTOR], settings)
+    vectors, ids = model.vectors.detach().numpy(), model.vocabulary.keys.numpy()
+    return with_index(tower, vectors, ids, index.k, index, settings)
+
+
+def with_index(
+    tower: ModelProto,
+    vectors: np.ndarray,
+    ids: np.ndarray,
+    k: int,
+    index: IndexSettings,
+    settings: ExportSettings,
+) -> ModelProto:
+    """Put an index of the videos' vectors [N, D] with these ids [N] behind a tower that ends in `USER`."""
     search = build_index(
-        model.vectors.detach().numpy(),
-        model.vocabulary.keys.numpy(),
-        k=index.k,
+        vectors,
+        ids,
+        k=k,
         variant=index.variant,
         lists=index.lists,
         probes=index.probes,

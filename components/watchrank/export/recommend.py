@@ -2,6 +2,8 @@
 
 user ──candidate_generation──> candidates ──video_features──> their features ──ranking──> expected seconds
                                     └───────────────────────────────────────────────────> rerank ──> answer
+
+Where searches are matched with titles, `text_match` proposes candidates, too, and `sources` makes one list.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +15,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from watchrank.export import rerank
-from watchrank.export.index import SCORES, VIDEOS
+from watchrank.export import rerank, sources
+from watchrank.export.index import EXCLUDED, SCORES, VIDEOS, WATCHED
 from watchrank.export.onnx import save_graph
 from watchrank.export.triton_config import Step, ensemble_config, read_config
 from watchrank.schema import CANDIDATES, EXPECTED_WATCH_TIME, RECOMMEND_INPUTS, WEIGHT, Tensor
@@ -59,6 +61,8 @@ def recommend_config(
     ranking_outputs: Sequence[Tensor],
     size: int,
     max_batch_size: int,
+    *,
+    with_search: bool = False,
 ) -> str:
     """Return Triton's configuration of the ensemble.
 
@@ -67,6 +71,7 @@ def recommend_config(
         features: what `video_features` answers.
         ranking_inputs: of the ranking graph.
         ranking_outputs: of the ranking graph.
+        with_search: whether `text_match` is a second source of candidates.
         size: candidates, and places of an answer.
         max_batch_size: rows of a request.
     """
@@ -74,14 +79,12 @@ def recommend_config(
     of_user = [spec.name for spec in ranking_inputs if spec.dims != (CANDIDATES,)]
     with_channels = "channel_id" in of_videos
     settings = [spec.name for spec in rerank.rerank_inputs(with_channels) if spec.dims == (1,)]
-    passed = passed_on(ranking_outputs)
+    read = {spec.name for spec in ranking_inputs}
+    passed = passed_on(ranking_outputs, with_search=with_search)
     candidates_own = {spec.name: f"{spec.name}_of_candidates" for spec in passed}
+    from_sources = {spec.name for spec in sources.source_outputs()} & candidates_own.keys()
     steps = [
-        Step(
-            model="candidate_generation",
-            inputs={spec.name: spec.name for spec in candidate_inputs},
-            outputs={VIDEOS: CANDIDATE_IDS, SCORES: CANDIDATE_SCORES},
-        ),
+        *_source_steps(candidate_inputs, with_search, named=sources.SOURCE in read),
         Step(
             model="video_features",
             inputs={"video_ids": CANDIDATE_IDS},
@@ -91,10 +94,13 @@ def recommend_config(
             model="ranking",
             inputs={
                 **{name: name for name in of_user},
-                **{spec.name: spec.name for spec in ranking_inputs if spec.name in of_videos},
+                **{name: name for name in (*of_videos, sources.SOURCE) if name in read},
                 "video_id": CANDIDATE_IDS,
             },
-            outputs={EXPECTED_WATCH_TIME: CANDIDATE_SECONDS, **candidates_own},
+            outputs={
+                EXPECTED_WATCH_TIME: CANDIDATE_SECONDS,
+                **{name: own for name, own in candidates_own.items() if name not in from_sources},
+            },
         ),
         Step(
             model="rerank",
@@ -116,15 +122,58 @@ def recommend_config(
         ),
     ]
     taken = {spec.name for spec in candidate_inputs} | set(of_user) | set(settings)
+    taken |= {"now", "last_search_time", "search_ngram_ids"} if with_search else set()
     inputs = [spec for spec in RECOMMEND_INPUTS if spec.name in taken]
     inputs += [spec for spec in ranking_inputs if spec.name.endswith(WEIGHT)]
     outputs = recommend_outputs(size, passed)
     return ensemble_config(MODEL, inputs, outputs, steps, max_batch_size=max_batch_size)
 
 
-def passed_on(ranking_outputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return the outputs of ranking that `recommend` answers with, beside the expected watch time."""
-    return [spec for spec in ranking_outputs if spec.name != EXPECTED_WATCH_TIME]
+def has_sources(ranking_inputs: Sequence[Tensor], *, with_search: bool) -> bool:
+    """Return whether the release has the graph that makes one list of the sources' candidates."""
+    return with_search or any(spec.name == sources.SOURCE for spec in ranking_inputs)
+
+
+def _source_steps(candidate_inputs: Sequence[Tensor], with_search: bool, *, named: bool) -> list[Step]:
+    """Return the steps that end in the candidates, their scores and, where asked for, their sources."""
+    alone = not (with_search or named)
+    generation = Step(
+        model="candidate_generation",
+        inputs={spec.name: spec.name for spec in candidate_inputs},
+        outputs={VIDEOS: CANDIDATE_IDS, SCORES: CANDIDATE_SCORES}
+        if alone
+        else {VIDEOS: "generated", SCORES: "scores_of_generated"},
+    )
+    if alone:
+        return [generation]
+    search = Step(
+        model=sources.SEARCHED,
+        inputs={name: name for name in ("search_ngram_ids", WATCHED, EXCLUDED)},
+        outputs={VIDEOS: "found", SCORES: "scores_of_found"},
+    )
+    own = {
+        VIDEOS: "generated",
+        SCORES: "scores_of_generated",
+        sources.FOUND_VIDEOS: "found",
+        sources.FOUND_SCORES: "scores_of_found",
+    }
+    together = Step(
+        model="sources",
+        inputs={spec.name: own.get(spec.name, spec.name) for spec in sources.source_inputs(with_search)},
+        outputs={
+            sources.MERGED_VIDEOS: CANDIDATE_IDS,
+            sources.MERGED_SCORES: CANDIDATE_SCORES,
+            sources.SOURCE: sources.SOURCE,
+            sources.FROM_SEARCH.name: f"{sources.FROM_SEARCH.name}_of_candidates",
+        },
+    )
+    return [generation, search, together] if with_search else [generation, together]
+
+
+def passed_on(ranking_outputs: Sequence[Tensor], *, with_search: bool) -> list[Tensor]:
+    """Return what `recommend` answers with beside the expected watch time: ranking's outputs, the source."""
+    answers = [spec for spec in ranking_outputs if spec.name != EXPECTED_WATCH_TIME]
+    return [*answers, sources.FROM_SEARCH] if with_search else answers
 
 
 def set_release(rerank_file: Path, number: int) -> None:

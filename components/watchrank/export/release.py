@@ -15,16 +15,20 @@ from watchrank import __version__
 from watchrank.config import ExportSettings, IndexSettings
 from watchrank.datasets.candidates import CandidateDataset
 from watchrank.datasets.ranking import RankingDataset, Split
+from watchrank.datasets.searches import SearchDataset
 from watchrank.evaluation.evaluate import watch_time_task
-from watchrank.export import candidates, recommend, rerank, video_features
+from watchrank.export import candidates, recommend, rerank, sources, text, video_features
 from watchrank.export.golden import answered_again, as_slates, golden_requests, last_rows
+from watchrank.export.index import EXCLUDED, WATCHED
 from watchrank.export.onnx import export_onnx, save_graph
 from watchrank.export.parity import Parity, check_parity, edge_cases
 from watchrank.export.triton_config import triton_config
 from watchrank.models.candidate_generation import CandidateModel
 from watchrank.models.ranking import RankingModel, ServedRanking, served_outputs, weight_inputs
+from watchrank.models.text.tokens import as_search
 from watchrank.releases import MANIFEST, checksums, next_release, read_manifest
 from watchrank.schema import (
+    CANDIDATE_INPUTS,
     EXCLUDED_VIDEO_IDS,
     PAD_ID,
     RANKING_INPUTS,
@@ -34,12 +38,14 @@ from watchrank.schema import (
 from watchrank.storage import write_json
 from watchrank.training.candidate_generation import load_model as load_candidate_model
 from watchrank.training.ranking import load_model as load_ranking_model
+from watchrank.training.text_matching import load_model as load_text_model
+from watchrank.training.text_matching import title_vectors
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
 ENDPOINTS = ("candidate_generation", "ranking", recommend.MODEL)
-"""The models that callers may ask, in the order in which a deployment switches them."""
+"""The models that callers may ask, in the order in which a deployment switches them; `text_match` first."""
 
 POPULAR_VIDEOS = 500
 MAX_BATCH_SIZE = 64
@@ -47,12 +53,17 @@ MAX_BATCH_SIZE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a release is made of: two trained models and the datasets that they were trained on."""
+    """What a release is made of: trained models and the datasets that they were trained on.
+
+    Text matching is for logs with searches and titles.
+    """
 
     ranking: Path
     dataset: Path
     candidates: Path
     candidate_dataset: Path
+    text: Path | None = None
+    search_dataset: Path | None = None
 
 
 def export_release(
@@ -86,16 +97,30 @@ def export_release(
         found = candidates.export_candidates(
             trained.candidates, trained.candidate_dataset, fresh / "candidate_generation", index, settings
         )
+        with_search = trained.text is not None
+        matched = _export_search(trained, fresh / text.MODEL / graph, index, settings)
+        if recommend.has_sources(ranking_inputs(ranker), with_search=with_search):
+            made = sources.source_graph(
+                with_search=with_search, recent_seconds=index.search_seconds, settings=settings
+            )
+            save_graph(made, fresh / "sources" / graph)
         parity = export_ranking(ranker, data, fresh / "ranking" / graph, settings)
         videos = np.array(CandidateDataset.open(trained.candidate_dataset).videos["video_id"])
         features = served_features(ranker.inputs.input_names, absent)
         _export_video_features(videos, features, store, fresh / "video_features" / graph, settings)
         outputs = served_outputs(ranker.tasks)
         export_rerank(
-            tower, number, "channel_id" not in absent, outputs, fresh / "rerank" / graph, index.k, settings
+            tower,
+            number,
+            "channel_id" not in absent,
+            recommend.passed_on(outputs, with_search=with_search),
+            fresh / "rerank" / graph,
+            index.k,
+            settings,
         )
         inputs = ranking_inputs(ranker)
-        for model, config in triton_configs(tower.tower.names, inputs, outputs, absent, index.k).items():
+        configs = triton_configs(tower.tower.names, inputs, outputs, absent, index, with_search=with_search)
+        for model, config in configs.items():
             (fresh / model).mkdir(exist_ok=True)
             (fresh / model / "config.pbtxt").write_text(config, encoding="utf-8")
         write_json(fresh / "golden.json", golden_requests(fresh, data, settings))
@@ -104,11 +129,11 @@ def export_release(
             "release": number,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "code_version": __version__,
-            "endpoints": ENDPOINTS,
+            "endpoints": [text.MODEL, *ENDPOINTS] if with_search else ENDPOINTS,
             "model": ranker.kind,
             "data": data.manifest["splits"],
             "metrics": metrics,
-            "parity": {"ranking": parity.differences, "candidate_generation": found},
+            "parity": {"ranking": parity.differences, "candidate_generation": found, "text_match": matched},
             "showcase_users": _active_users(data.split("test")),
             "files": checksums(fresh),
         }
@@ -155,7 +180,9 @@ def triton_configs(
     of_ranking: Sequence[Tensor],
     ranking_outputs: Sequence[Tensor],
     absent: Collection[str],
-    size: int,
+    index: IndexSettings,
+    *,
+    with_search: bool = False,
 ) -> dict[str, str]:
     """Return Triton's configuration of every model of a release.
 
@@ -164,24 +191,36 @@ def triton_configs(
         of_ranking: the inputs of ranking.
         ranking_outputs: its outputs.
         absent: the features that the log lacks.
-        size: candidates that are ranked.
+        index: how many candidates each source proposes.
+        with_search: whether searches are matched with titles.
     """
     of_tower = [*candidates.tower_inputs(tower_names), EXCLUDED_VIDEO_IDS]
     features = served_features({spec.name for spec in of_ranking}, absent)
-    passed = [spec.name for spec in recommend.passed_on(ranking_outputs)]
-    ranked = [*rerank.rerank_outputs(size, passed), recommend.RELEASE]
+    passed = [spec.name for spec in recommend.passed_on(ranking_outputs, with_search=with_search)]
+    ranked = [*rerank.rerank_outputs(index.k, passed), recommend.RELEASE]
     tensors: dict[str, tuple[Sequence[Tensor], Sequence[Tensor]]] = {
-        "candidate_generation": (of_tower, candidates.candidate_outputs(size)),
+        "candidate_generation": (of_tower, candidates.candidate_outputs(index.k)),
         "video_features": ([video_features.VIDEOS], features),
         "ranking": (of_ranking, ranking_outputs),
         "rerank": (rerank.rerank_inputs("channel_id" not in absent, passed), ranked),
     }
+    if recommend.has_sources(of_ranking, with_search=with_search):
+        tensors["sources"] = (sources.source_inputs(with_search), sources.source_outputs())
+    if with_search:
+        of_search = [text.SEARCH, *(spec for spec in CANDIDATE_INPUTS if spec.name in (WATCHED, EXCLUDED))]
+        tensors[text.MODEL] = (of_search, candidates.candidate_outputs(index.search_k))
     configs = {
         model: triton_config(model, inputs, outputs, max_batch_size=MAX_BATCH_SIZE)
         for model, (inputs, outputs) in tensors.items()
     }
     ensemble = recommend.recommend_config(
-        of_tower, features, of_ranking, ranking_outputs, size, MAX_BATCH_SIZE
+        of_tower,
+        features,
+        of_ranking,
+        ranking_outputs,
+        index.k,
+        MAX_BATCH_SIZE,
+        with_search=with_search,
     )
     return {**configs, recommend.MODEL: ensemble}
 
@@ -215,6 +254,21 @@ def export_ranking(
     return check_parity(head, graph, cases, tolerance=settings.tolerance, maxima=head.maxima)
 
 
+def _export_search(
+    trained: Trained, file: Path, index: IndexSettings, settings: ExportSettings
+) -> dict[str, float]:
+    """Write the graph that matches searches with titles, if there is a model for it; return its parity."""
+    if trained.text is None or trained.search_dataset is None:
+        return {}
+    model = load_text_model(trained.text)
+    ids, vectors = title_vectors(model, trained.search_dataset)
+    save_graph(text.search_graph(model.query, ids, vectors, index, settings), file)
+    searches = as_search(
+        np.asarray(SearchDataset.open(trained.search_dataset).queries[: settings.parity_rows])
+    )
+    return text.check_search(model.query, ids, vectors, file, searches, settings.tolerance)
+
+
 def _export_video_features(
     videos: np.ndarray,
     features: Sequence[Tensor],
@@ -230,16 +284,16 @@ def export_rerank(
     tower: CandidateModel,
     number: int,
     with_channels: bool,
-    ranking_outputs: Sequence[Tensor],
+    passed: Sequence[Tensor],
     file: Path,
     size: int,
     settings: ExportSettings,
 ) -> None:
-    """Write the graph of re-ranking, which compares videos by the tower's vectors."""
+    """Write the graph of re-ranking, which compares videos by the tower's vectors and passes numbers on."""
     vectors, ids = tower.vectors.detach().numpy(), tower.vocabulary.keys.numpy()
-    passed = [spec.name for spec in recommend.passed_on(ranking_outputs)]
+    names = [spec.name for spec in passed]
     graph = rerank.rerank_graph(
-        vectors, ids, size=size, with_channels=with_channels, settings=settings, passed=passed
+        vectors, ids, size=size, with_channels=with_channels, settings=settings, passed=names
     )
     save_graph(graph, file)
     recommend.set_release(file, number)

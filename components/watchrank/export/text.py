@@ -6,17 +6,100 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch
+from onnx import ModelProto
 from torch import nn
 
-from watchrank.config import ExportSettings
+from watchrank.config import ExportSettings, IndexSettings
 from watchrank.errors import ParityError
-from watchrank.export.onnx import export_onnx
+from watchrank.export.candidates import USER_VECTOR, with_index
+from watchrank.export.index import EXCLUDED, SCORES, VIDEOS, WATCHED
+from watchrank.export.onnx import export_onnx, serving_graph
 from watchrank.export.parity import UNSEEN_ID, Arrays
-from watchrank.models.text.two_towers import QUERY, TITLE, TextMatch
-from watchrank.schema import PAD_ID, Tensor
+from watchrank.models.inputs import Features
+from watchrank.models.text.two_towers import QUERY, TITLE, QueryTower, TextMatch
+from watchrank.schema import PAD_ID, SEARCH_NGRAMS, SEARCH_WORDS, USER_TENSORS, WATCH_HISTORY, Tensor
 from watchrank.storage import atomic_path
 
 VECTOR = "text_vector"
+MODEL = "text_match"
+SEARCH = next(tensor for tensor in USER_TENSORS if tensor.name == "search_ngram_ids")
+
+
+class SearchTower(nn.Module):
+    """The query tower on searches as they are kept and sent, `tokens.query_ids`: to [B, D]."""
+
+    def __init__(self, query: QueryTower) -> None:
+        super().__init__()
+        self.query = query
+
+    def forward(self, x: Features) -> torch.Tensor:
+        """Return the unit vectors of the searches."""
+        ids = x[SEARCH.name].view(-1, SEARCH_WORDS, SEARCH_NGRAMS)
+        vectors: torch.Tensor = self.query({QUERY: ids})
+        return vectors
+
+
+def search_graph(
+    query: QueryTower, ids: np.ndarray, vectors: np.ndarray, index: IndexSettings, settings: ExportSettings
+) -> ModelProto:
+    """Return the graph from a search to the videos whose titles match it best.
+
+    Args:
+        query: in evaluation mode, on the CPU.
+        ids: of the videos with a title [N].
+        vectors: of their titles [N, D].
+        index: how they are searched.
+        settings: opset and IR version.
+    """
+    tower = serving_graph(SearchTower(query), [SEARCH], [USER_VECTOR], settings)
+    return with_index(tower, vectors, ids, index.search_k, index, settings)
+
+
+@torch.no_grad()
+def check_search(
+    query: QueryTower,
+    ids: np.ndarray,
+    vectors: np.ndarray,
+    graph: Path,
+    searches: np.ndarray,
+    tolerance: float,
+) -> dict[str, float]:
+    """Return the largest difference of a score of the graph's answers to the model's cosine, by case.
+
+    Args:
+        query: the trained tower.
+        ids: of the videos [N].
+        vectors: of their titles [N, D].
+        graph: the file of `search_graph`.
+        searches: real ones [B, words * n-grams].
+        tolerance: the largest difference allowed.
+
+    Raises:
+        ParityError: a score differs by more.
+    """
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    order = np.argsort(ids)
+    cases = {
+        "real searches": searches,
+        "one search": searches[:1],
+        "no words": np.full_like(searches[:2], PAD_ID),
+        "unseen n-grams": np.where(searches == PAD_ID, PAD_ID, UNSEEN_ID),
+    }
+    differences = {}
+    for name, x in cases.items():
+        nothing = np.full((len(x), WATCH_HISTORY), PAD_ID)
+        feed = {SEARCH.name: x, WATCHED: nothing, EXCLUDED: nothing[:, :1]}
+        videos, scores = session.run([VIDEOS, SCORES], feed)
+        expected = SearchTower(query)({SEARCH.name: torch.from_numpy(x)}).numpy()
+        rows = order[np.searchsorted(ids[order], np.where(videos >= 0, videos, ids[order[0]]))]
+        cosines = np.einsum("bd,bkd->bk", expected, vectors[rows])
+        differences[name] = float(np.where(videos >= 0, np.abs(scores - cosines), 0.0).max(initial=0.0))
+        if not differences[name] <= tolerance:
+            raise ParityError(
+                f"{graph.name} scores titles by {differences[name]:.2g} otherwise than the trained model on "
+                f"{name!r}, more than {tolerance:.2g} allows. Look for an operator that exports inexactly."
+            )
+    return differences
 
 
 def text_input(name: str) -> Tensor:

@@ -25,6 +25,7 @@ from watchrank.features.files import ROW_GROUP_ROWS, file_of, partition_of, writ
 from watchrank.features.histories import histories, with_lists
 from watchrank.features.profiles import profiles
 from watchrank.features.record import Build
+from watchrank.features.searches import last_searches
 from watchrank.features.text import search_tokens
 from watchrank.schema import (
     CREATED_TIMESTAMP,
@@ -34,6 +35,7 @@ from watchrank.schema import (
     SEARCHES,
     USER_ACTIVITY,
     USER_PROFILE,
+    USER_SEARCH,
     USER_STATISTICS,
     USERS,
     VIDEO_PROFILE,
@@ -81,6 +83,8 @@ def build_features(events: Path, features: Path, settings: FeatureSettings, engi
         ]
         finish = functools.partial(with_lists, packed=packed)
         _write_days(_staged(con, counts, stage / "counts"), USER_ACTIVITY, fresh, finish)
+        searched = last_searches(con, searches, settings.activity_cadence_seconds, stage / "ngrams")
+        _write_days(_staged(con, searched, stage / "searches"), USER_SEARCH, fresh)
         build = Build.of(settings, _horizon(con, impressions, searches))
         former = build.former(features)
         if former:
@@ -148,9 +152,13 @@ def _write_days(
     features: Path,
     finish: Callable[[ir.Table], ir.Table] = lambda rows: rows,
 ) -> None:
-    """Write one file a day of the stamp, `time`, with the columns of `table` after `finish` made them."""
+    """Write one file a day of the stamp, `time`, with the columns of `table` after `finish` made them.
+
+    Of a table without rows it is one file without rows, as Feast reads no empty folder.
+    """
     day = rows.time.date()
-    for date in sorted(rows.select(day=day).distinct().to_pyarrow()["day"].to_pylist()):
+    days = sorted(rows.select(day=day).distinct().to_pyarrow()["day"].to_pylist())
+    for date in days or [datetime.fromtimestamp(0, UTC).date()]:
         snapshots = finish(rows.filter(day == date))
         stamp = snapshots.time.cast("timestamp('UTC')")
         stamped = snapshots.mutate(**dict.fromkeys((EVENT_TIMESTAMP, CREATED_TIMESTAMP), stamp))

@@ -31,6 +31,7 @@ ID_DOMAINS: dict[str, tuple[str, ...]] = {
     "country": ("country",),
     "device": ("device",),
     "gender": ("gender",),
+    "source": ("candidate_source",),
 }
 """Features whose ids share one vocabulary and one embedding table."""
 
@@ -40,8 +41,8 @@ POOLED = frozenset({"watched_video_ids", "watched_channel_ids"})
 NEEDED = frozenset({"video_id", "now"})
 """What no configuration can leave out."""
 
-DROPPED = frozenset({"video_id", "channel_id"})
-"""Now and then trained as unknown, so that the zero vector stands for an average new video."""
+DROPPED = frozenset({"video_id", "channel_id", "candidate_source"})
+"""Now and then trained as unknown, so that the zero vector stands for an average new one."""
 
 
 def seconds_between(later: Tensor, earlier: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ SCHEMAS: dict[str, Sequence[Tensor]] = {
     "candidate_generation": CANDIDATE_INPUTS,
     "ranking": RANKING_INPUTS,
     "recommend": RECOMMEND_INPUTS,
+    "text_match": CANDIDATE_INPUTS,
 }
 """The inputs of each endpoint."""
 
@@ -64,7 +65,7 @@ class TritonClient:
         """Return the outputs of a model for `inputs`.
 
         Args:
-            endpoint: "recommend", "ranking" or "candidate_generation".
+            endpoint: "recommend", "ranking", "candidate_generation" or "text_match".
             inputs: arrays by the names of the endpoint's schema, each [batch, *dims] of its dtype, with
                 the same batch and the same number of candidates K in all. Weights of tasks may be left out.
             model: the name under which a certain release's model is loaded, when not the endpoint is asked.

@@ -28,6 +28,7 @@ from watchrank.serving.metrics import CountOutcomes, Metrics
 from watchrank.serving.page import explain, render
 from watchrank.serving.recommend import Arrays, Question, Recommendation, Recommender
 from watchrank.serving.request_log import RequestLog
+from watchrank.serving.search import Found, search
 from watchrank.serving.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 MOST_VIDEOS = 1_000
 MOST_EXCLUDED = 10_000
 MOST_WEIGHTS = 100
+MOST_LETTERS = 1_000
 LARGEST_INTEGER = 2**63 - 1
 
 HEALTH_SECONDS = 2
@@ -92,6 +94,14 @@ class Answer(BaseModel):
         description="of a release with several tasks: the score, by which it ranks, and each task's answer"
     )
     release: int = Field(description="number of the release that answered")
+
+
+class SearchAnswer(BaseModel):
+    """The videos whose titles match a query best, best first."""
+
+    query: str
+    video_ids: list[int]
+    scores: list[float] = Field(description="cosines of the query's and the titles' vectors")
 
 
 class Health(BaseModel):
@@ -215,6 +225,7 @@ def create_app(
     )
     _add_refusals(app)
     _add_recommend(app, service)
+    _add_search(app, service)
     _add_operation(app, service)
     _add_page(app, service)
     token = read_token(settings.token_file) if settings.token_file else None
@@ -293,6 +304,17 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
         """Answer one user."""
         (answer,) = await answered([user_id], Ask(user_ids=[user_id], k=k).question(), after)
         return answer
+
+
+def _add_search(app: FastAPI, service: Service) -> None:
+    @app.get("/search", response_model=SearchAnswer, responses=REFUSALS, summary="Videos for a query")
+    async def find(
+        query: Annotated[str, Query(max_length=MOST_LETTERS, description="what the user typed")],
+        k: Annotated[Videos, Query()] = 10,
+    ) -> Found:
+        """Answer with the videos whose titles match the query best."""
+        (found,) = await search(service.recommender.client, [query], k)
+        return found
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:

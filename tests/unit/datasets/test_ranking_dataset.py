@@ -230,11 +230,14 @@ def test_the_manifest_tells_days_surfaces_and_absent_features(not_validated):
     assert manifest["surfaces"] == {"home": text_id("home")}
     assert manifest["absent_features"] == [
         "age",
+        "candidate_source",
         "category",
         "country",
         "device",
         "gender",
+        "last_search_time",
         "logged_in",
+        "search_ngram_ids",
         "search_token_ids",
         "signup_time",
         "user_language",

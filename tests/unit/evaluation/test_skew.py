@@ -137,7 +137,8 @@ def test_after_a_backfill_online_is_offline_before_and_after_it_came(
 def test_a_store_that_is_not_materialised_is_an_error(store, tmp_path):
     with pytest.raises(InputError, match=r"user_activity, .* not in the online store"):
         skew_report(store, [1], [7], None, tmp_path / "skew")
-    store.materialize(NOON, UNTIL, ["user_profile", "user_activity", "user_statistics", "video_profile"])
+    early = ["user_profile", "user_activity", "user_statistics", "user_search", "video_profile"]
+    store.materialize(NOON, UNTIL, early)
     store.materialize(NOON, UNTIL + timedelta(days=1), ["video_statistics"])
     with pytest.raises(InputError, match="different times"):
         skew_report(store, [1], [7], None, tmp_path / "skew")

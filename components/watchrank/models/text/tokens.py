@@ -13,7 +13,7 @@ from itertools import chain
 
 import numpy as np
 
-from watchrank.schema import PAD_ID, text_id
+from watchrank.schema import PAD_ID, SEARCH_NGRAMS, SEARCH_WORDS, text_id
 
 CHARACTER_SCRIPTS = ("CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "HANGUL ", "BOPOMOFO ")
 """How the Unicode names of characters begin that are words of their own."""
@@ -47,6 +47,20 @@ def ngram_ids(texts: Sequence[str | None], *, max_words: int, max_ngrams: int) -
     ids = np.full((*there.shape, ngrams.shape[1]), PAD_ID, dtype=np.int64)
     ids[there] = ngrams
     return ids
+
+
+def query_ids(texts: Sequence[str | None]) -> np.ndarray:
+    """Return the n-grams of B searches as they are kept and sent, int64 [B, words * n-grams]."""
+    return as_search(ngram_ids(texts, max_words=SEARCH_WORDS, max_ngrams=SEARCH_NGRAMS))
+
+
+def as_search(ids: np.ndarray) -> np.ndarray:
+    """Cut or pad n-grams [B, L, G] to those of a search as it is kept and sent [B, words * n-grams]."""
+    cut = ids[:, :SEARCH_WORDS, :SEARCH_NGRAMS]
+    short = [
+        (0, most - there) for most, there in zip((SEARCH_WORDS, SEARCH_NGRAMS), cut.shape[1:], strict=True)
+    ]
+    return np.pad(cut, [(0, 0), *short], constant_values=PAD_ID).reshape(len(ids), -1)
 
 
 class _Spaced(dict[int, str]):

@@ -1,0 +1,48 @@
+"""A user's last search, as the n-grams by which text matching reads it."""
+
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from watchrank.features.times import epoch_seconds, stamp
+from watchrank.models.text.tokens import query_ids
+
+QUERY_BATCH = 50_000
+"""Distinct queries that are read at once."""
+
+
+def last_searches(con: ibis.BaseBackend, searches: ir.Table, cadence: int, stage: Path) -> ir.Table:
+    """Return a row for each stamp after a search of a user: of the searches before it, the last.
+
+    Args:
+        con: the engine.
+        searches: `user_id`, `time` and `query`.
+        cadence: seconds between two stamps, 0 for one after each search.
+        stage: file for the n-grams of each query.
+
+    Returns:
+        `user_id`, the stamp as `time`, and the columns of `schema.USER_SEARCH`.
+    """
+    _write_ngrams(searches, stage)
+    at = searches.time
+    stamped = searches.select("user_id", "query", at=at, time=stamp(at, cadence))
+    newest_first = ibis.window(group_by=["user_id", "time"], order_by=[ibis.desc("at"), ibis.desc("query")])
+    last = stamped.mutate(place=ibis.row_number().over(newest_first)).filter(lambda rows: rows.place == 0)
+    joined = last.inner_join(con.read_parquet(stage), "query")
+    return joined.select("user_id", "time", "search_ngram_ids", last_search_time=epoch_seconds(joined["at"]))
+
+
+def _write_ngrams(searches: ir.Table, target: Path) -> None:
+    """Write the n-grams of each query; Python reads texts here as everywhere."""
+    schema = pa.schema([("query", pa.string()), ("search_ngram_ids", pa.list_(pa.int64()))])
+    queries = target.with_name(f"{target.name}.queries")
+    searches.select("query").distinct().to_parquet(queries)
+    with pq.ParquetWriter(target, schema) as writer, pq.ParquetFile(queries) as read:
+        for batch in read.iter_batches(QUERY_BATCH):
+            texts = batch["query"].to_pylist()
+            ids = pa.FixedSizeListArray.from_arrays(query_ids(texts).ravel(), query_ids([""]).shape[1])
+            columns = [pa.array(texts, pa.string()), ids.cast(pa.list_(pa.int64()))]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
