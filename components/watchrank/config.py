@@ -282,6 +282,42 @@ class CandidateTrainingSettings(FitSettings):
     correction: bool = Field(True, description="subtract the log of the expected count (logQ)")
 
 
+class TextSettings(Settings):
+    """Text matching of searches and titles: its examples, its towers and their loss."""
+
+    positive: Literal["auto", "told", "first_click"] = Field(
+        "auto",
+        description="the watch that a search led to: what the log tells, or the first click after it; "
+        "auto: told where the log has it",
+    )
+    click_seconds: int = Field(600, ge=1, description="how long after a search the first click may come")
+    max_words: int = Field(32, ge=1, description="words of a text that are read")
+    max_ngrams: int = Field(12, ge=1, description="n-grams of a word that are read")
+    max_ngram_ids: int = Field(30_000, ge=1, description="n-grams with an embedding: the most frequent")
+    tower: Literal["bag_of_words", "cnn", "lstm"] = Field(
+        "cnn", description="how a text becomes a vector; both towers share it"
+    )
+    width: int = Field(300, ge=1, description="of a word's vector, and of the layers after it")
+    dim: int = Field(128, ge=1, description="width of the texts' vectors")
+    fields: bool = Field(True, description="read a video's channel and category beside its title")
+    loss: Literal["in_batch", "negatives"] = Field(
+        "in_batch", description="against the batch's videos (logQ), or against each search's own negatives"
+    )
+    negatives: int = Field(4, ge=1, description="random videos a search of the loss `negatives`")
+    gamma: float = Field(10, gt=0, lt=100, description="smoothing of the softmax over cosines")
+    gamma_learned: bool = Field(True, description="whether gamma is trained, from that value on")
+
+
+class TextTrainingSettings(FitSettings):
+    """The training of text matching."""
+
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(256, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    embedding_rate: float = Field(1.0, gt=0)
+    sparse_rows: int = Field(1, ge=1)
+
+
 class IndexSettings(Settings):
     """The index of candidate generation."""
 
@@ -389,6 +425,8 @@ class Config(Settings):
     examples: ExampleSettings = ExampleSettings()
     candidates: CandidateSettings = CandidateSettings()
     candidate_training: CandidateTrainingSettings = CandidateTrainingSettings()
+    text: TextSettings = TextSettings()
+    text_training: TextTrainingSettings = TextTrainingSettings()
     index: IndexSettings = IndexSettings()
     gates: GateSettings = GateSettings()
     export: ExportSettings = ExportSettings()

@@ -16,6 +16,7 @@ from pathlib import Path
 import duckdb
 import ibis
 import ibis.expr.types as ir
+import pyarrow as pa
 from ibis.backends.duckdb import Backend
 
 from watchrank.config import EngineSettings
@@ -69,6 +70,11 @@ def read_csv(engine: Backend, files: Iterable[Path], width: int, places: Mapping
 def read_parquet(engine: Backend, files: Iterable[Path], partitioned: bool = False) -> ir.Table:
     """Return the rows of Parquet files; where `partitioned`, `key=value` folders above become columns."""
     return engine.read_parquet([str(file) for file in files], hive_partitioning=partitioned)
+
+
+def batches(engine: Backend, table: ir.Table, rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a table in its order, at most so many at once."""
+    yield from _relation(engine, table).to_arrow_reader(rows)
 
 
 def write_parquet(engine: Backend, table: ir.Table, path: Path) -> None:

@@ -13,6 +13,10 @@ class InputError(WatchrankError, ValueError):
     exit_code = 2
 
 
+class AbsentError(InputError):
+    """The log lacks what an optional stage needs; the other stages do without."""
+
+
 class ValidationError(WatchrankError):
     """The data broke a rule of its suite; the report names the rule and the rows."""
 

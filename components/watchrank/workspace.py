@@ -76,6 +76,21 @@ class Workspace:
         return self.root / "candidate_evaluation"
 
     @property
+    def search_dataset(self) -> Path:
+        """The examples of text matching."""
+        return self.root / "search_dataset"
+
+    @property
+    def text_model(self) -> Path:
+        """The trained text matching."""
+        return self.root / "text_model"
+
+    @property
+    def text_evaluation(self) -> Path:
+        """Metrics of text matching beside popularity."""
+        return self.root / "text_evaluation"
+
+    @property
     def drift(self) -> Path:
         """The drift report."""
         return self.root / "drift"

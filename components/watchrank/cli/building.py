@@ -192,6 +192,48 @@ def evaluate_candidates(
 
 
 @app.command()
+def search_dataset(
+    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+) -> None:
+    """Choose the searches that led to a watch; write them and all titles to <workspace>/search_dataset."""
+    from watchrank.datasets.searches import build_search_dataset
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    with console.status("reading searches and titles"):
+        build_search_dataset(place.events, place.search_dataset, settings.text, settings.split)
+    console.print(f"Examples in {place.search_dataset}.")
+
+
+@app.command()
+def train_text(
+    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+) -> None:
+    """Train text matching into <workspace>/text_model."""
+    from watchrank.training.text_matching import train_text
+
+    place, settings = Workspace(workspace), Config.load(config, override)
+    for line in train_text(place.search_dataset, place.text_model, settings.text, settings.text_training):
+        console.print(str(line), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate_text(workspace: WorkspaceOption = HERE) -> None:
+    """Measure text matching on the test window's searches; write <workspace>/text_evaluation."""
+    from watchrank.evaluation.text import evaluate_text
+
+    place = Workspace(workspace)
+    with console.status("ranking all titles for every test search"):
+        results = evaluate_text(place.text_model, place.search_dataset, place.text_evaluation)
+    console.print(metrics_table(results))
+    new = results["brand_new"]
+    found = [f"{name} {metrics['recall@100']:.4f}" for name, metrics in new["models"].items()]
+    console.print(
+        f"recall@100 of the {new['searches']:,} searches for brand-new videos: {', '.join(found) or 'none'}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
 def study(
     name: Annotated[
         str,
