@@ -22,9 +22,8 @@ from watchrank.export import release as export
 from watchrank.export import video_features
 from watchrank.export.candidates import candidate_graph
 from watchrank.export.golden import golden_requests, recommend_requests
-from watchrank.export.recommend import passed_on
 from watchrank.export.onnx import save_graph
-from watchrank.export.recommend import ReleaseGraphs
+from watchrank.export.recommend import ReleaseGraphs, passed_on
 from watchrank.feature_store import open_store
 from watchrank.models.candidate_generation import CandidateModel
 from watchrank.models.lookup import IdEmbedding, Vocabulary

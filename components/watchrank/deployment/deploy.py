@@ -73,6 +73,7 @@ def deploy(release: Path, repository: Path, settings: DeploymentSettings, *, swi
                     store.point(endpoint, number, repository)
                     server.load(endpoint)
                 _ask(server, golden, {endpoint: endpoint for endpoint in endpoints})
+                _close(server, repository, set(store.endpoints(repository)) - set(endpoints))
         removed = _retire(server, repository, endpoints, settings.keep_releases)
     return Deployed(release=number, serves=switch, requests=len(golden["requests"]), removed=removed)
 
@@ -150,6 +151,13 @@ def _return(
         return f"what serves is uncertain, as the server did not follow ({error})"
     served = sorted({release for release in before.values() if release is not None})
     return f"release {served[-1]} serves on" if served else "nothing served before"
+
+
+def _close(server: "_Server", repository: Path, endpoints: set[str]) -> None:
+    """Take away endpoints that the release which serves now does not have."""
+    for endpoint in sorted(endpoints):
+        server.unload(endpoint)
+        store.write_endpoint(repository, endpoint, None)
 
 
 def _retire(server: "_Server", repository: Path, endpoints: list[str], keep: int) -> list[int]:

@@ -12,6 +12,7 @@ from watchrank.datasets.ranking import RankingDataset
 from watchrank.errors import InputError
 from watchrank.export import recommend
 from watchrank.export.parity import Arrays
+from watchrank.export.sources import GENERATED, SEARCHED
 from watchrank.schema import (
     CANDIDATES,
     EXCLUDED_VIDEO_IDS,
@@ -96,15 +97,13 @@ def golden_requests(release: Path, data: RankingDataset, settings: ExportSetting
     rows = recommend_requests(data, graphs.inputs(recommend.MODEL), 16 * GOLDEN_REQUESTS)
     clear = _clearest(graphs.run(recommend.MODEL, rows))
     rows = {name: value[clear] for name, value in rows.items()}
-    of_candidates = {name: rows[name] for name in graphs.inputs("candidate_generation")}
-    requests = [
-        _golden_request(graphs, model, request)
-        for model, request in (
-            ("candidate_generation", of_candidates),
-            ("ranking", slates),
-            (recommend.MODEL, rows),
-        )
-    ]
+    of_sources = {
+        model: {name: rows[name] for name in graphs.inputs(model)}
+        for model in (GENERATED, SEARCHED)
+        if model in graphs.models
+    }
+    asked = {**of_sources, "ranking": slates, recommend.MODEL: rows}
+    requests = [_golden_request(graphs, model, request) for model, request in asked.items()]
     return {"tolerance": settings.tolerance, "requests": requests}
 
 
@@ -122,7 +121,7 @@ def answered_again(golden: dict[str, Any], release: Path) -> dict[str, Any]:
 
 def _golden_request(graphs: recommend.ReleaseGraphs, model: str, request: Arrays) -> dict[str, Any]:
     answer = graphs.run(model, request)
-    if model == "candidate_generation":
+    if model in (GENERATED, SEARCHED):
         answer = {"scores": answer["scores"]}  # videos of about the same score may change places
     return {
         "model": model,

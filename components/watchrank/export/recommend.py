@@ -157,14 +157,15 @@ def _source_steps(candidate_inputs: Sequence[Tensor], with_search: bool, *, name
         sources.FOUND_VIDEOS: "found",
         sources.FOUND_SCORES: "scores_of_found",
     }
+    from_search = sources.FROM_SEARCH.name
     together = Step(
         model="sources",
         inputs={spec.name: own.get(spec.name, spec.name) for spec in sources.source_inputs(with_search)},
         outputs={
             sources.MERGED_VIDEOS: CANDIDATE_IDS,
             sources.MERGED_SCORES: CANDIDATE_SCORES,
-            sources.SOURCE: sources.SOURCE,
-            sources.FROM_SEARCH.name: f"{sources.FROM_SEARCH.name}_of_candidates",
+            **({sources.SOURCE: sources.SOURCE} if named else {}),  # Triton refuses what no one reads
+            **({from_search: f"{from_search}_of_candidates"} if with_search else {}),
         },
     )
     return [generation, search, together] if with_search else [generation, together]
@@ -208,6 +209,11 @@ class ReleaseGraphs:
             )
             for step in self._steps
         }
+
+    @property
+    def models(self) -> set[str]:
+        """The names of the graphs."""
+        return set(self._sessions)
 
     def inputs(self, model: str) -> list[str]:
         """Return the names of the inputs of one graph, or of the ensemble when `model` is "recommend"."""
