@@ -20,6 +20,7 @@ _REPORTS = {
     "validation_report": "validation.html",
     "results": "metrics.json",
     "candidate_results": "candidate_metrics.json",
+    "text_results": "text_metrics.json",
     "recommendations": "recommendations.md",
 }
 
@@ -43,7 +44,7 @@ def run_training(
 
     Returns:
         The folder of the run's reports: `ranking.html`, `validation.html`, `metrics.json`,
-        `candidate_metrics.json`, `recommendations.md`.
+        `candidate_metrics.json`, `text_metrics.json`, `recommendations.md`.
 
     Raises:
         PipelineError: a task failed.

@@ -11,6 +11,7 @@ from watchrank_components import data as data_components
 from watchrank_components import monitoring as monitoring_components
 from watchrank_components import ranking as ranking_components
 from watchrank_components import serving as serving_components
+from watchrank_components import text as text_components
 
 _DEFAULTS = Config().model_dump(mode="json", exclude_none=True)
 _MODEL = _DEFAULTS["ranking"].pop("model")
@@ -23,6 +24,7 @@ class Reports(NamedTuple):
     validation_report: HTML
     results: Dataset
     candidate_results: Dataset
+    text_results: Dataset
     recommendations: Markdown
 
 
@@ -45,6 +47,8 @@ def training_pipeline(
     examples: dict = _DEFAULTS["examples"],
     candidates: dict = _DEFAULTS["candidates"],
     candidate_training: dict = _DEFAULTS["candidate_training"],
+    text: dict = _DEFAULTS["text"],
+    text_training: dict = _DEFAULTS["text_training"],
     index: dict = _DEFAULTS["index"],
     gates: dict = _DEFAULTS["gates"],
     export: dict = _DEFAULTS["export"],
@@ -71,6 +75,8 @@ def training_pipeline(
         examples: Which watches are examples of candidate generation.
         candidates: Architecture of candidate generation.
         candidate_training: The run of training candidate generation.
+        text: Text matching: which searches are examples, the towers, their loss.
+        text_training: The run of training text matching.
         index: Search for candidates: how many, exact or by an inverted file.
         gates: What candidate generation must beat to be released.
         export: ONNX opset, IR version and parity tolerance.
@@ -128,6 +134,14 @@ def training_pipeline(
     measured = candidate_components.evaluate_candidates(
         model=tower.outputs["model"], dataset=chosen.outputs["dataset"], gates=gates
     ).set_display_name("Candidate evaluation")
+    searched = text_components.build_search_dataset(events=events, text=text, split=split)
+    searched.set_display_name("Search dataset").after(validated)
+    matched = text_components.train_text(
+        dataset=searched.outputs["dataset"], text=text, text_training=text_training
+    ).set_display_name("Text training")
+    found = text_components.evaluate_text(
+        model=matched.outputs["model"], dataset=searched.outputs["dataset"]
+    ).set_display_name("Text evaluation")
     exported = serving_components.export_release(
         ranking_model=trained.outputs["model"],
         dataset=dataset,
@@ -157,5 +171,6 @@ def training_pipeline(
         validated.outputs["report"],
         evaluated.outputs["results"],
         measured.outputs["results"],
+        found.outputs["results"],
         recommended.outputs["recommendations"],
     )

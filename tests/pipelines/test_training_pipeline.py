@@ -6,13 +6,13 @@ import yaml
 from kfp import compiler
 
 from watchrank.config import Config
-from watchrank_components import candidates, data, monitoring, ranking, serving
+from watchrank_components import candidates, data, monitoring, ranking, serving, text
 from watchrank_pipelines.local import run_training
 from watchrank_pipelines.training import training_pipeline
 
 COMPONENTS = [
     member
-    for module in (data, candidates, monitoring, ranking, serving)
+    for module in (data, candidates, monitoring, ranking, serving, text)
     for member in vars(module).values()
     if hasattr(member, "python_func") and member.python_func.__module__ == module.__name__
 ]
@@ -45,7 +45,7 @@ def test_the_settings_of_the_pipeline_are_those_of_the_configuration(spec):
 
 def test_every_task_has_a_name_for_the_ui_and_runs_in_the_image(spec):
     tasks = spec["root"]["dag"]["tasks"]
-    assert len(tasks) == len(COMPONENTS) == 15
+    assert len(tasks) == len(COMPONENTS) == 18
     assert all(task["taskInfo"]["name"][0].isupper() for task in tasks.values())
     executors = spec["deploymentSpec"]["executors"].values()
     assert all("pip install" not in " ".join(e["container"]["command"]) for e in executors)
