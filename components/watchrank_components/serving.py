@@ -13,6 +13,9 @@ def export_release(
     candidate_model: Input[Model],
     candidate_dataset: Input[Dataset],
     candidate_results: Input[Dataset],
+    text_model: Input[Model],
+    search_dataset: Input[Dataset],
+    text_results: Input[Dataset],
     store: Input[Dataset],
     workspace: str,
     feature_repo: str,
@@ -29,6 +32,9 @@ def export_release(
         candidate_model: of `train_candidates`.
         candidate_dataset: of `build_candidate_dataset`.
         candidate_results: of `evaluate_candidates`; kept in the release's manifest.
+        text_model: of `train_text`; left out when its log has no searches.
+        search_dataset: of `build_search_dataset`.
+        text_results: of `evaluate_text`; kept in the release's manifest.
         store: of `build_features`; gives the videos' features.
         workspace: keeps the releases.
         feature_repo: folder of the Feast definitions.
@@ -47,13 +53,13 @@ def export_release(
 
     place = Workspace(Path(workspace))
     found = {"ranking": ranking_results, "candidate_generation": candidate_results}
+    models = {"ranking": ranking_model, "candidates": candidate_model}
+    datasets = {"dataset": dataset, "candidate_dataset": candidate_dataset}
+    if "absent" not in text_model.metadata:
+        found["text_match"] = text_results
+        models["text"], datasets["search_dataset"] = text_model, search_dataset
     folder = export_release(
-        Trained(
-            ranking=Path(ranking_model.path),
-            dataset=Path(dataset.path),
-            candidates=Path(candidate_model.path),
-            candidate_dataset=Path(candidate_dataset.path),
-        ),
+        Trained(**{name: Path(artifact.path) for name, artifact in (models | datasets).items()}),
         open_store(Path(feature_repo), Path(store.metadata["folder"]), place.feature_store),
         {name: json.loads(Path(results.path).read_text()) for name, results in found.items()},
         place.releases,

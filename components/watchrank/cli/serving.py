@@ -41,7 +41,10 @@ def export(
     config: ConfigOption = None,
     override: SetOption = None,
 ) -> None:
-    """Export both models to ONNX, check parity, and make the next release in <workspace>/releases."""
+    """Export the models to ONNX, check parity, and make the next release in <workspace>/releases.
+
+    Text matching is part of it when there is a <workspace>/text_model.
+    """
     from watchrank.export.release import Trained, export_release
     from watchrank.feature_store import open_store
 
@@ -50,11 +53,16 @@ def export(
         "ranking": _read_metrics(place.evaluation, "evaluate"),
         "candidate_generation": _read_metrics(place.candidate_evaluation, "evaluate-candidates"),
     }
+    with_search = place.text_model.is_dir()
+    if with_search:
+        metrics["text_match"] = _read_metrics(place.text_evaluation, "evaluate-text")
     trained = Trained(
         ranking=place.model,
         dataset=place.dataset,
         candidates=place.candidate_model,
         candidate_dataset=place.candidate_dataset,
+        text=place.text_model if with_search else None,
+        search_dataset=place.search_dataset if with_search else None,
     )
     store = open_store(feature_repo, place.features, place.feature_store)
     with console.status("exporting and checking parity"):
@@ -86,13 +94,13 @@ def releases(workspace: WorkspaceOption = HERE, store: MaybeStoreOption = None) 
     """List the releases of <workspace> or of a store: when made, of which data, and which one serves."""
     table = Table("release", "created", "data until", "per-user loss", "recall@100", "state")
     for manifest, state in _listed(Workspace(workspace)) if store is None else _listed_in(store):
-        models = {name: found["models"] for name, found in manifest["metrics"].items()}
+        metrics = manifest["metrics"]
         table.add_row(
             str(manifest["release"]),
             manifest["created"],
             manifest["data"]["test"]["until"],
-            f"{models['ranking']['ranker']['per_user_loss']:.4f}",
-            f"{models['candidate_generation']['tower']['recall@100']:.4f}",
+            f"{metrics['ranking']['models']['ranker']['per_user_loss']:.4f}",
+            f"{metrics['candidate_generation']['models']['tower']['recall@100']:.4f}",
             state,
         )
     console.print(table)
