@@ -1,0 +1,129 @@
+"""Metrics with what chance does to them: the bootstrap over users.
+
+A user's impressions depend on each other, so users are drawn, with replacement, each with all of their
+impressions (Field, Welsh: Bootstrapping clustered data, JRSS B 2007). What is drawn is how often each user
+counts [R, U]. Every metric here is exact under such counts: it needs no copy of the impressions.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from watchrank.evaluation import metrics
+
+COUNTS_AT_ONCE = 4_000_000
+"""Counts of users that are held at once, in 32 MB; at least one resample's."""
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""How often each user counts, in R resamples [R, U] float64, to a metric of each resample [R]."""
+
+
+def bootstrap(
+    statistics: Sequence[Statistic], users: int, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the metrics [S] of the users as they are, and of `resamples` resamples of them [R, S].
+
+    All metrics see the same resamples, so that differences of the columns are paired.
+
+    Args:
+        statistics: the metrics, S of them.
+        users: U, how many users there are.
+        resamples: R.
+        seed: of the drawing.
+    """
+    drawn = [_columns(statistics, counts) for counts in _draws(users, resamples, seed)]
+    return _columns(statistics, np.ones((1, users)))[0], np.concatenate(drawn)
+
+
+@dataclass(frozen=True)
+class RatioOfSums:
+    """A metric that is made of a sum over a sum, from what each user adds to the two [U, 2]."""
+
+    sums: np.ndarray
+    then: Callable[[np.ndarray], np.ndarray] = field(default=np.asarray)
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        """Return the metric [R]; NaN where the lower sum is 0."""
+        upper, lower = (counts @ self.sums).T
+        return self.then(np.divide(upper, lower, out=np.full(len(upper), np.nan), where=lower != 0))
+
+
+class AreaUnderCurve:
+    """The area under the ROC curve of N impressions: sorted once, then weighed by the counts."""
+
+    def __init__(self, user: np.ndarray, scores: np.ndarray, positive: np.ndarray) -> None:
+        """Sort the impressions: of users `user` [N], with `scores` [N], `positive` [N] or not."""
+        order = np.argsort(scores, kind="stable")
+        self.user, self.positive = user[order], positive[order].astype(bool)
+        ranked = scores[order]
+        self.ties = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        """Return the area [R]; NaN where there is one class only."""
+        return np.array([self._one(of_users) for of_users in counts])
+
+    def _one(self, of_users: np.ndarray) -> float:
+        weight = of_users[self.user]
+        positive = np.add.reduceat(np.where(self.positive, weight, 0.0), self.ties)
+        negative = np.add.reduceat(np.where(self.positive, 0.0, weight), self.ties)
+        pairs = positive.sum() * negative.sum()
+        below = np.cumsum(negative) - negative / 2
+        return float(positive @ below / pairs) if pairs else float("nan")
+
+
+def statistic(
+    metric: str, user: np.ndarray, users: int, predicted: np.ndarray, label: np.ndarray
+) -> Statistic:
+    """Return a metric of N impressions that takes counts of users.
+
+    Args:
+        metric: per_user_loss, log_loss, auc, rmse, sum_ratio, or calibration_error, |sum_ratio - 1|.
+        user: of each impression, 0 to `users` - 1 [N].
+        users: U.
+        predicted: answers [N].
+        label: what was observed [N].
+    """
+
+    def ratio(
+        upper: np.ndarray, lower: np.ndarray, then: Callable[[np.ndarray], np.ndarray] = np.asarray
+    ) -> RatioOfSums:
+        sums = [np.bincount(user, values, minlength=users) for values in (upper, lower)]
+        return RatioOfSums(np.stack(sums, axis=1), then)
+
+    match metric:
+        case "per_user_loss":
+            pairs = metrics.per_user_pairs(user, users, predicted, label)
+            return RatioOfSums(np.stack(pairs, axis=1))
+        case "log_loss":
+            return ratio(metrics.log_losses(predicted, label), np.ones(len(label)))
+        case "auc":
+            return AreaUnderCurve(user, predicted, label)
+        case "rmse":
+            return ratio((predicted - label) ** 2, np.ones(len(label)), np.sqrt)
+        case "sum_ratio":
+            return ratio(predicted, label)
+        case "calibration_error":
+            return ratio(predicted, label, lambda found: np.abs(found - 1))
+    raise AssertionError(f"no such metric: {metric}")
+
+
+def interval(drawn: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Return the middle `confidence` of what was drawn [R], NaN left out; NaN when all of it is."""
+    known = drawn[~np.isnan(drawn)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _columns(statistics: Sequence[Statistic], counts: np.ndarray) -> np.ndarray:
+    return np.column_stack([np.empty((len(counts), 0)), *(found(counts) for found in statistics)])
+
+
+def _draws(users: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield the counts of some resamples at a time [at most R, U]."""
+    rng, size = np.random.default_rng(seed), max(COUNTS_AT_ONCE // max(users, 1), 1)
+    for start in range(0, resamples, size):
+        drawn = (rng.integers(users, size=users) for _ in range(min(size, resamples - start)))
+        yield np.array([np.bincount(who, minlength=users) for who in drawn], dtype=np.float64)
