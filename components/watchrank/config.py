@@ -317,7 +317,9 @@ class GateSettings(Settings):
     min_sum_ratio: float = Field(0.9, gt=0, description="least sum of a task's answers over its labels'")
     max_sum_ratio: float = Field(1.1, gt=0, description="greatest sum of a task's answers over its labels'")
     segment_tolerance: float = Field(
-        0.1, ge=0, description="in a segment: worse loss as a share of the champion's, worse |sum ratio - 1|"
+        0.1,
+        ge=0,
+        description="in a segment: of the loss, as a share of the champion's; of |ln sum ratio|",
     )
     min_segment_impressions: int = Field(1_000, ge=1, description="a smaller segment is not judged")
     resamples: int = Field(500, ge=200, description="resamples of users, for the confidence intervals")

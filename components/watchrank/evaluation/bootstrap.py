@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import sparse
 
 from watchrank.evaluation import metrics
 
 COUNTS_AT_ONCE = 4_000_000
 """Counts of users that are held at once, in 32 MB; at least one resample's."""
+
+PLACES_AT_ONCE = 500_000
+"""Places of the ranking, times resamples, that are weighed at once, in 4 MB an array."""
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """How often each user counts, in R resamples [R, U] float64, to a metric of each resample [R]."""
@@ -36,7 +40,7 @@ def bootstrap(
     return _columns(statistics, np.ones((1, users)))[0], np.concatenate(drawn)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RatioOfSums:
     """A metric that is made of a sum over a sum, from what each user adds to the two [U, 2]."""
 
@@ -52,24 +56,30 @@ class RatioOfSums:
 class AreaUnderCurve:
     """The area under the ROC curve of N impressions: sorted once, then weighed by the counts."""
 
-    def __init__(self, user: np.ndarray, scores: np.ndarray, positive: np.ndarray) -> None:
+    def __init__(self, user: np.ndarray, users: int, scores: np.ndarray, positive: np.ndarray) -> None:
         """Sort the impressions: of users `user` [N], with `scores` [N], `positive` [N] or not."""
-        order = np.argsort(scores, kind="stable")
-        self.user, self.positive = user[order], positive[order].astype(bool)
-        ranked = scores[order]
-        self.ties = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
+        ranked, rank = np.unique(scores, return_inverse=True)
+        sides = (np.flatnonzero(positive), np.flatnonzero(positive == 0))
+        self.positive, self.negative = (
+            sparse.csr_array((np.ones(len(rows)), (rank[rows], user[rows])), shape=(len(ranked), users))
+            for rows in sides
+        )
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
         """Return the area [R]; NaN where there is one class only."""
-        return np.array([self._one(of_users) for of_users in counts])
-
-    def _one(self, of_users: np.ndarray) -> float:
-        weight = of_users[self.user]
-        positive = np.add.reduceat(np.where(self.positive, weight, 0.0), self.ties)
-        negative = np.add.reduceat(np.where(self.positive, 0.0, weight), self.ties)
-        pairs = positive.sum() * negative.sum()
-        below = np.cumsum(negative) - negative / 2
-        return float(positive @ below / pairs) if pairs else float("nan")
+        of_users = np.ascontiguousarray(counts.T)
+        positives, below, right = np.zeros((3, len(counts)))
+        size = max(PLACES_AT_ONCE // len(counts), 1)
+        for start in range(0, self.positive.shape[0], size):
+            positive, negative = (
+                side[start : start + size] @ of_users for side in (self.positive, self.negative)
+            )  # [places, R]
+            not_above = np.cumsum(negative, axis=0) + below
+            right += np.einsum("pr,pr->r", positive, not_above - negative / 2)
+            positives, below = positives + positive.sum(axis=0), not_above[-1]
+        pairs = positives * below
+        area: np.ndarray = np.divide(right, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
+        return area
 
 
 def statistic(
@@ -78,7 +88,7 @@ def statistic(
     """Return a metric of N impressions that takes counts of users.
 
     Args:
-        metric: per_user_loss, log_loss, auc, rmse, sum_ratio, or calibration_error, |sum_ratio - 1|.
+        metric: per_user_loss, log_loss, auc, rmse, sum_ratio, or calibration_error, |ln sum_ratio|.
         user: of each impression, 0 to `users` - 1 [N].
         users: U.
         predicted: answers [N].
@@ -98,13 +108,13 @@ def statistic(
         case "log_loss":
             return ratio(metrics.log_losses(predicted, label), np.ones(len(label)))
         case "auc":
-            return AreaUnderCurve(user, predicted, label)
+            return AreaUnderCurve(user, users, predicted, label)
         case "rmse":
             return ratio((predicted - label) ** 2, np.ones(len(label)), np.sqrt)
         case "sum_ratio":
             return ratio(predicted, label)
         case "calibration_error":
-            return ratio(predicted, label, lambda found: np.abs(found - 1))
+            return ratio(predicted, label, lambda found: np.abs(np.log(np.maximum(found, 1e-12))))
     raise AssertionError(f"no such metric: {metric}")
 
 

@@ -9,6 +9,7 @@ baseline it is the challenger that must show something: the whole interval must 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ METRICS = {"watch_time": ("per_user_loss",), "binary": ("log_loss", "auc"), "reg
 """What a kind of task is judged by; in a segment, by the first."""
 
 SUM_RATIO, CALIBRATION_ERROR = "sum_ratio", "calibration_error"
-CHAMPION = "champion"
+CHALLENGER, CHAMPION, BOUNDS = "challenger", "champion", "bounds"
 WHOLE = "all"
 
 Values = dict[str, float | None]
@@ -99,7 +100,7 @@ class Comparison:
             drawn: the same of each resample [R, 1 or 2].
             settings: tolerances and bounds.
         """
-        if self.against == "bounds":
+        if self.against == BOUNDS:
             return self._within(float(values[0]), *interval(drawn[:, 0], settings.confidence), settings)
         low, high = interval(drawn[:, 0] - drawn[:, 1], settings.confidence)
         challenger, reference = float(values[0]), float(values[1])
@@ -174,16 +175,23 @@ def comparisons(
     """
     known = task.known
 
-    def compare(metric: str, segment: str, rows: np.ndarray, against: str) -> Comparison:
-        sides = [task.challenger] if against == "bounds" else [task.challenger, task.references[against]]
-        found = tuple(statistic(metric, user[rows], users, side[rows], task.label[rows]) for side in sides)
+    sides = {CHALLENGER: task.challenger, **task.references}
+
+    @cache
+    def measured(metric: str, segment: str, side: str) -> Statistic:
+        rows = known if segment == WHOLE else known & segments[segment]
+        return statistic(metric, user[rows], users, sides[side][rows], task.label[rows])
+
+    def compare(metric: str, segment: str, against: str) -> Comparison:
+        names = [CHALLENGER] if against == BOUNDS else [CHALLENGER, against]
+        found = tuple(measured(metric, segment, name) for name in names)
         return Comparison(task=task.output, metric=metric, segment=segment, against=against, statistics=found)
 
     for metric in METRICS[task.kind]:
         for against in task.references:
-            yield compare(metric, WHOLE, known, against)
-    yield compare(SUM_RATIO, WHOLE, known, "bounds")
+            yield compare(metric, WHOLE, against)
+    yield compare(SUM_RATIO, WHOLE, BOUNDS)
     strongest = next(iter(task.references))
-    for segment, rows in segments.items():
+    for segment in segments:
         for metric in (METRICS[task.kind][0], CALIBRATION_ERROR):
-            yield compare(metric, segment, known & rows, strongest)
+            yield compare(metric, segment, strongest)

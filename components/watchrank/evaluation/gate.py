@@ -47,6 +47,14 @@ class Decision:
         """Why it fails; none when it does not."""
         return [check.reason for check in self.checks if not check.passed]
 
+    @property
+    def verdict(self) -> str:
+        """The decision in a sentence."""
+        verdict = "is forced to pass" if self.forced else "passes" if self.passed else "is refused"
+        return (
+            f"The challenger {verdict}; champion: {f'release {self.champion}' if self.champion else 'none'}."
+        )
+
     def require(self) -> None:
         """Refuse the challenger when it did not pass.
 
@@ -68,13 +76,12 @@ class Decision:
 
     def markdown(self) -> str:
         """Return the decision as a page with a table of the checks."""
-        verdict = "is forced to pass" if self.forced else "passes" if self.passed else "is refused"
         head = "task | segment | metric | better | challenger | against | its value | difference or value"
         columns = [*head.split(" | "), "tolerance", "verdict"]
         lines = [f"- {line}" for line in (*self.reasons, *self.notes)]
         return "\n".join(
             [
-                f"The challenger **{verdict}**; champion: {self.champion or 'none'}.",
+                self.verdict,
                 *(["", *lines] if lines else []),
                 "",
                 f"| {' | '.join(columns)} |",
@@ -132,23 +139,20 @@ def decide(
     """
     ids, user = np.unique(users, return_inverse=True)
     todo: list[Comparison] = []
-    small: list[str] = []
+    notes = list(champion.notes) if champion else ["There is no champion: this is the first release."]
     for task in (task for task in tasks if _fault(task) is None):
         least = settings.min_segment_impressions
         large = {name: rows for name, rows in segments.items() if np.sum(rows & task.known) >= least}
         todo += comparisons(task, user, len(ids), large)
-        small += [f"{task.output}, {name}" for name in segments.keys() - large.keys()]
-    statistics = [each for comparison in todo for each in comparison.statistics]
+        if small := ", ".join(sorted(segments.keys() - large.keys())):
+            notes.append(f"{task.output}: below {least:,} impressions and not judged: {small}.")
+    statistics = list(dict.fromkeys(each for comparison in todo for each in comparison.statistics))
     values, drawn = bootstrap(statistics, len(ids), settings.resamples, SEED)
+    place = {each: column for column, each in enumerate(statistics)}
     checks = [fault for task in tasks if (fault := _fault(task)) is not None]
-    first = 0
     for comparison in todo:
-        own = slice(first, first + len(comparison.statistics))
+        own = [place[each] for each in comparison.statistics]
         checks.append(comparison.judge(values[own], drawn[:, own], settings))
-        first = own.stop
-    notes = list(champion.notes) if champion else ["There is no champion: this is the first release."]
-    if small:
-        notes.append(f"Too few impressions to judge: {'; '.join(sorted(small))}.")
     served = champion.tasks if champion else frozenset()
     for output in sorted(served - {task.output for task in tasks}):
         if settings.allow_fewer_tasks:
