@@ -109,13 +109,16 @@ def test_a_first_release_passes_when_it_was_trained(trained, mmoe, untrained, tm
     assert "not better beyond chance" in " ".join(decision.reasons)
 
 
-def test_another_seed_passes(trained, released, tmp_path):
-    config = trained.config
-    training = config.training.model_copy(update={"seed": 5})
-    train_ranking(trained.place.dataset, tmp_path / "model", config.ranking, training)
-    decision = gate_ranking(tmp_path / "model", trained.place.dataset, released, tmp_path, GateSettings())
+def test_more_training_passes_and_is_told_as_better(trained, released, tmp_path):
+    config, dataset = trained.config, trained.place.dataset
+    train_ranking(
+        dataset, tmp_path / "model", config.ranking, config.training.model_copy(update={"epochs": 6})
+    )
+    decision = gate_ranking(tmp_path / "model", dataset, released, tmp_path, GateSettings())
     assert decision.passed, decision.reasons
-    assert any(check.difference for check in decision.checks if check.against == "champion")
+    loss = next(check for check in decision.checks if check.metric == "per_user_loss")
+    assert loss.against == "champion"
+    assert loss.high < 0
 
 
 def test_several_tasks_against_a_champion_of_watch_time(mmoe, prepared, released, tmp_path):

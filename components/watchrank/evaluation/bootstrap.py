@@ -58,11 +58,10 @@ class AreaUnderCurve:
 
     def __init__(self, user: np.ndarray, users: int, scores: np.ndarray, positive: np.ndarray) -> None:
         """Sort the impressions: of users `user` [N], with `scores` [N], `positive` [N] or not."""
-        ranked, rank = np.unique(scores, return_inverse=True)
-        sides = (np.flatnonzero(positive), np.flatnonzero(positive == 0))
+        place = _places(scores, positive > 0)
         self.positive, self.negative = (
-            sparse.csr_array((np.ones(len(rows)), (rank[rows], user[rows])), shape=(len(ranked), users))
-            for rows in sides
+            sparse.csr_array((np.ones(len(rows)), (place[rows], user[rows])), shape=(place.max() + 1, users))
+            for rows in (np.flatnonzero(positive), np.flatnonzero(positive == 0))
         )
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
@@ -125,6 +124,17 @@ def interval(drawn: np.ndarray, confidence: float) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def _places(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Return the place of each impression [N] from below; ties share one, as do neighbours of one class."""
+    ranked, rank = np.unique(scores, return_inverse=True)
+    kind = np.zeros(len(ranked), dtype=np.int8)
+    kind[rank[positive]] = 1
+    kind[rank[~positive]] += 2
+    alike = (kind[1:] == kind[:-1]) & (kind[1:] < 3)
+    place: np.ndarray = np.concatenate([[0], np.cumsum(~alike)])[rank]
+    return place
 
 
 def _columns(statistics: Sequence[Statistic], counts: np.ndarray) -> np.ndarray:
