@@ -229,7 +229,7 @@ def test_the_component_refuses_a_bad_model_after_it_wrote_the_decision(place, tm
             gates=GATES.model_dump(mode="json"),
             **outputs,
         )
-    assert "is refused" in (tmp_path / "gate").read_text()
+    assert "is refused; champion: release 000001." in (tmp_path / "gate").read_text()
     assert outputs["gate"].metadata == {"passed": False}
     assert json.loads((tmp_path / "results").read_text())["models"]["ranker"]["per_user_loss"] > 0.4
     assert served(place) == before

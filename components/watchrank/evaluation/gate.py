@@ -76,7 +76,7 @@ class Decision:
 
     def markdown(self) -> str:
         """Return the decision as a page with a table of the checks."""
-        head = "task | segment | metric | better | challenger | against | its value | difference or value"
+        head = "task | segment | metric | better | challenger | against | its value | difference"
         columns = [*head.split(" | "), "tolerance", "verdict"]
         lines = [f"- {line}" for line in (*self.reasons, *self.notes)]
         return "\n".join(
@@ -223,7 +223,8 @@ def _failed(output: str, reason: str) -> Check:
 
 
 def _table_row(check: Check) -> str:
-    spread = "" if check.low is None else f"{check.low:.4f} to {check.high:.4f}"
+    interval = "" if check.low is None else f"{check.low:.4f} to {check.high:.4f}"
+    spread = interval if check.difference is None else f"{check.difference:.4f} ({interval})"
     numbers = (check.challenger, check.reference, check.tolerance)
     challenger, reference, tolerance = ("" if value is None else f"{value:.4f}" for value in numbers)
     cells = (check.task, check.segment, check.metric, check.direction, challenger, check.against, reference)
