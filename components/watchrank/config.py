@@ -333,14 +333,37 @@ class IndexSettings(Settings):
     probes: int | None = Field(None, ge=1, description="lists that a search reads; 32 or more")
 
 
-class GateSettings(Settings):
-    """What candidate generation must beat before it may be released."""
+class ToleranceSettings(Settings):
+    """How much worse than the champion a metric of the ranker may be, as a share of the champion's value."""
 
-    baselines: tuple[Literal["popularity", "segment_popularity", "last_items_knn"], ...] = (
-        "popularity",
-        "last_items_knn",
+    per_user_loss: float = Field(0.03, ge=0, description="of the watch time")
+    log_loss: float = Field(0.02, ge=0, description="of a probability")
+    auc: float = Field(0.01, ge=0, description="of a probability")
+    rmse: float = Field(0.02, ge=0, description="of a regression")
+
+
+class GateSettings(Settings):
+    """What candidate generation and the ranker must beat before they may be released."""
+
+    baselines: tuple[Literal["popularity", "segment_popularity", "last_items_knn"], ...] = Field(
+        ("popularity", "last_items_knn"), description="of candidate generation"
     )
-    metrics: tuple[str, ...] = Field(("recall@100", "map"), description="each must be above each baseline's")
+    metrics: tuple[str, ...] = Field(
+        ("recall@100", "map"), description="of candidate generation: each must be above each baseline's"
+    )
+    tolerances: ToleranceSettings = ToleranceSettings()
+    min_sum_ratio: float = Field(0.9, gt=0, description="least sum of a task's answers over its labels'")
+    max_sum_ratio: float = Field(1.1, gt=0, description="greatest sum of a task's answers over its labels'")
+    segment_tolerance: float = Field(
+        0.1,
+        ge=0,
+        description="in a segment: of the loss, as a share of the champion's; of |ln sum ratio|",
+    )
+    min_segment_impressions: int = Field(1_000, ge=1, description="a smaller segment is not judged")
+    resamples: int = Field(500, ge=200, description="resamples of users, for the confidence intervals")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals")
+    allow_fewer_tasks: bool = Field(False, description="let the ranker lack a task that the champion serves")
+    force: bool = Field(False, description="let a ranker pass that fails; the reasons are kept")
 
 
 class ExportSettings(Settings):

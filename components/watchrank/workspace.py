@@ -110,6 +110,10 @@ class Workspace:
         """All releases, by number."""
         return self.root / "releases"
 
+    def release(self, number: int | None) -> Path | None:
+        """One release; None for None."""
+        return None if number is None else self.releases / f"{number:06d}"
+
     @property
     def pulled(self) -> Path:
         """The releases that were fetched from a release store and are loaded."""

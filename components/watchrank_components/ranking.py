@@ -1,6 +1,6 @@
 """Components of the ranker: train, evaluate."""
 
-from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Dataset, Input, Markdown, Metrics, Model, Output
 
 from watchrank_components.image import component
 
@@ -35,33 +35,45 @@ def evaluate_ranking(
     model: Input[Model],
     dataset: Input[Dataset],
     truth: str,
+    workspace: str,
+    model_repository: str,
+    gates: dict,
     metrics: Output[Metrics],
     results: Output[Dataset],
     report: Output[HTML],
+    gate: Output[Markdown],
 ):
-    """Measure the model on the test window beside the baselines.
+    """Measure the model on the test window; fail when it is worse than what serves or than its baselines.
 
     Args:
         model: of `train_ranking`.
         dataset: of `build_dataset`.
         truth: folder of the true expected watch times of a simulated log, or empty.
+        workspace: keeps the releases.
+        model_repository: what Triton serves from: the champion.
+        gates: settings: by how much the model may be worse.
         metrics: of the ranker.
         results: all metrics and tables, as JSON.
         report: the page with the plots.
+        gate: the decision, with each comparison.
     """
     import shutil
     from pathlib import Path
 
-    from watchrank.evaluation.evaluate import evaluate_ranking
+    from watchrank.config import GateSettings, parse
+    from watchrank.deployment.model_repository import serving
+    from watchrank.evaluation.evaluate import evaluate_ranking, named_metrics
+    from watchrank.evaluation.gate import gate_ranking
+    from watchrank.workspace import Workspace
 
+    trained, data = Path(model.path), Path(dataset.path)
     folder = Path(results.path).parent / "evaluation"
-    found = evaluate_ranking(Path(model.path), Path(dataset.path), folder, Path(truth) if truth else None)
-    for name, value in found["models"]["ranker"].items():
+    found = evaluate_ranking(trained, data, folder, Path(truth) if truth else None)
+    for name, value in named_metrics(found).items():
         metrics.log_metric(name, value)
-    for task, values in found.get("tasks", {}).items():
-        for name, value in values.items():
-            metrics.log_metric(f"{task}: {name}", value)
-    for task, use in found.get("experts", {}).items():
-        metrics.log_metric(f"{task}: entropy of the experts' use", use["entropy_of_use"])
-    shutil.copy(folder / "metrics.json", results.path)
-    shutil.copy(folder / "report.html", report.path)
+    champion = Workspace(Path(workspace)).release(serving(Path(model_repository), "ranking"))
+    decision = gate_ranking(trained, data, champion, folder, parse(GateSettings, gates, "gates"))
+    for file, artifact in {"metrics.json": results, "report.html": report, "gate.md": gate}.items():
+        shutil.copy(folder / file, artifact.path)
+    gate.metadata["passed"] = decision.passed
+    decision.require()

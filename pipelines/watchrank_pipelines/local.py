@@ -17,6 +17,7 @@ from watchrank_pipelines.training import training_pipeline
 
 _REPORTS = {
     "report": "ranking.html",
+    "gate": "gate.md",
     "validation_report": "validation.html",
     "results": "metrics.json",
     "candidate_results": "candidate_metrics.json",
@@ -43,7 +44,7 @@ def run_training(
         triton_venv: the environment of Triton.
 
     Returns:
-        The folder of the run's reports: `ranking.html`, `validation.html`, `metrics.json`,
+        The folder of the run's reports: `ranking.html`, `gate.md`, `validation.html`, `metrics.json`,
         `candidate_metrics.json`, `text_metrics.json`, `recommendations.md`.
 
     Raises:

@@ -21,6 +21,7 @@ class Reports(NamedTuple):
     """What a run leaves to look at."""
 
     report: HTML
+    gate: Markdown
     validation_report: HTML
     results: Dataset
     candidate_results: Dataset
@@ -78,7 +79,7 @@ def training_pipeline(
         text: Text matching: which searches are examples, the towers, their loss.
         text_training: The run of training text matching.
         index: Search for candidates: how many, exact or by an inverted file.
-        gates: What candidate generation must beat to be released.
+        gates: What candidate generation and the ranker must beat to be released.
         export: ONNX opset, IR version and parity tolerance.
         deployment: Where Triton listens.
         drift: The report on features that shift.
@@ -119,8 +120,14 @@ def training_pipeline(
         dataset=dataset, kind=model, ranking=ranking, training=training
     ).set_display_name("Training")
     evaluated = ranking_components.evaluate_ranking(
-        model=trained.outputs["model"], dataset=dataset, truth=log.outputs["truth"]
+        model=trained.outputs["model"],
+        dataset=dataset,
+        truth=log.outputs["truth"],
+        workspace=workspace,
+        model_repository=model_repository,
+        gates=gates,
     ).set_display_name("Evaluation")
+    evaluated.set_caching_options(False)  # what serves may be another release
     chosen = candidate_components.build_candidate_dataset(
         events=events,
         store=built.outputs["store"],
@@ -171,6 +178,7 @@ def training_pipeline(
     ).set_display_name("Recommendations")
     return Reports(
         evaluated.outputs["report"],
+        evaluated.outputs["gate"],
         validated.outputs["report"],
         evaluated.outputs["results"],
         measured.outputs["results"],

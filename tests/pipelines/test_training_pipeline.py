@@ -77,6 +77,7 @@ def test_logs_become_answers_of_triton(prepared, triton_venv, repository, tmp_pa
     assert 0.5 < results["truth"]["sum_ratio"] < 2
     towers = json.loads((reports / "candidate_metrics.json").read_text())["models"]
     assert towers["tower"]["recall@100"] > towers["popularity"]["recall@100"]
+    assert "The challenger passes; champion: none." in (reports / "gate.md").read_text()
     rows = (reports / "recommendations.md").read_text().splitlines()[2:]
     assert len(rows) == 15
     by_user: dict[str, list[float]] = {}

@@ -127,11 +127,18 @@ def train(workspace: WorkspaceOption = HERE, config: ConfigOption = None, overri
 
 
 @app.command()
-def evaluate(workspace: WorkspaceOption = HERE) -> None:
-    """Measure the model on the test window; write <workspace>/evaluation."""
-    from watchrank.evaluation.evaluate import evaluate_ranking
+def evaluate(
+    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+) -> None:
+    """Measure the model on the test window; fail when it is worse than what serves or than its baselines.
 
-    place = Workspace(workspace)
+    Writes <workspace>/evaluation: the metrics, the report, and the gate's decision in gate.json and gate.md.
+    """
+    from watchrank.deployment.model_repository import serving
+    from watchrank.evaluation.evaluate import evaluate_ranking
+    from watchrank.evaluation.gate import gate_ranking
+
+    place, settings = Workspace(workspace), Config.load(config, override)
     truth = place.truth if place.truth.is_dir() else None
     with console.status("evaluating"):
         results = evaluate_ranking(place.model, place.dataset, place.evaluation, truth)
@@ -139,6 +146,11 @@ def evaluate(workspace: WorkspaceOption = HERE) -> None:
     if "tasks" in results:
         console.print(tasks_table(results))
     console.print(f"Report: {place.evaluation / 'report.html'}")
+    champion = place.release(serving(place.model_repository, "ranking"))
+    with console.status("holding it against what serves"):
+        decision = gate_ranking(place.model, place.dataset, champion, place.evaluation, settings.gates)
+    console.print(f"{decision.verdict} Decision: {place.evaluation / 'gate.md'}", soft_wrap=True)
+    decision.require()
 
 
 @app.command()

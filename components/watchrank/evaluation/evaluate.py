@@ -75,6 +75,16 @@ def evaluate_ranking(model: Path, dataset: Path, output: Path, truth: Path | Non
     return results
 
 
+def named_metrics(results: Metrics) -> dict[str, float]:
+    """Return the metrics of the ranker, of its tasks and of its experts, by a name each."""
+    tasks, experts = results.get("tasks", {}), results.get("experts", {})
+    return {
+        **results["models"]["ranker"],
+        **{f"{task}: {name}": value for task, found in tasks.items() for name, value in found.items()},
+        **{f"{task}: entropy of the experts' use": use["entropy_of_use"] for task, use in experts.items()},
+    }
+
+
 def predict(model: RankingModel, split: Split) -> np.ndarray:
     """Return the expected watch time [N] in seconds of every impression of a split, in its order.
 

@@ -11,20 +11,34 @@ def per_user_loss(user_ids: np.ndarray, scores: np.ndarray, watch_seconds: np.nd
     scores higher (a tie counts half), and weighs the watched one's seconds. Covington et al. 2016,
     section 4.3. NaN when no user has such a pair.
     """
-    _, user = np.unique(user_ids, return_inverse=True)
+    unique, user = np.unique(user_ids, return_inverse=True)
+    lost, total = (part.sum() for part in per_user_pairs(user, len(unique), scores, watch_seconds))
+    return float(lost / total) if total else float("nan")
+
+
+def per_user_pairs(
+    user: np.ndarray, users: int, scores: np.ndarray, watch_seconds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mispredicted and the total watch time over the pairs of each user [U], as above.
+
+    Args:
+        user: of each impression, 0 to `users` - 1 [N].
+        users: U.
+        scores: of the impressions [N].
+        watch_seconds: of the impressions [N].
+    """
     _, rank = np.unique(scores, return_inverse=True)
-    key = user.astype(np.int64) * (rank.max(initial=0) + 1) + rank
+    ranks = int(rank.max(initial=0)) + 1
+    key = user.astype(np.int64) * ranks + rank
     watched = watch_seconds > 0
     negatives = np.sort(key[~watched])
-    bounds = np.arange(user.max(initial=0) + 2) * (rank.max(initial=0) + 1)
-    start = np.searchsorted(negatives, bounds)
-    positives, owner, seconds = key[watched], user[watched], watch_seconds[watched]
+    start = np.searchsorted(negatives, np.arange(users + 1) * ranks)
+    positives, owner, seconds = key[watched], user[watched], watch_seconds[watched].astype(np.float64)
     unwatched = start[owner + 1] - start[owner]
     higher = start[owner + 1] - np.searchsorted(negatives, positives, side="right")
     not_lower = start[owner + 1] - np.searchsorted(negatives, positives, side="left")
-    total = float(np.sum(seconds * unwatched, dtype=np.float64))
-    lost = float(np.sum(seconds * (higher + not_lower) / 2, dtype=np.float64))
-    return lost / total if total else float("nan")
+    lost = np.bincount(owner, seconds * (higher + not_lower) / 2, minlength=users)
+    return lost, np.bincount(owner, seconds * unwatched, minlength=users)
 
 
 def xauc(scores: np.ndarray, watch_seconds: np.ndarray) -> float:
@@ -65,8 +79,14 @@ def log_loss(predicted: np.ndarray, positive: np.ndarray) -> float:
     """Mean negative log-likelihood of `positive` (1 or 0) under the predicted probabilities; NaN of none."""
     if not len(predicted):
         return float("nan")
+    return float(np.mean(log_losses(predicted, positive), dtype=np.float64))
+
+
+def log_losses(predicted: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood of each `positive` (1 or 0) under the predicted probabilities [N]."""
     p = np.clip(predicted, 1e-12, 1 - 1e-12)
-    return float(-np.mean(positive * np.log(p) + (1 - positive) * np.log1p(-p), dtype=np.float64))
+    losses: np.ndarray = -(positive * np.log(p) + (1 - positive) * np.log1p(-p))
+    return losses
 
 
 def mae(predicted: np.ndarray, watch_seconds: np.ndarray) -> float:
