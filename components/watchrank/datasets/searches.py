@@ -181,7 +181,7 @@ def _titles(con: Backend, events: Path) -> ir.Table:
     videos = event_files.videos(con, events)
     fields = {}
     if "channel_id" in videos.columns:
-        fields["channel_id"] = videos.channel_id.fill_null(PAD_ID)
+        fields["channel_id"] = videos.channel_id
     if "category" in videos.columns:
         fields["category"] = text_ids(videos.category)
     return videos.select("title", "video_id", **fields).order_by("video_id")
