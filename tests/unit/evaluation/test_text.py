@@ -3,9 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from watchrank.config import SplitSettings, TextSettings, TextTrainingSettings
+from watchrank.config import TextSettings, TextTrainingSettings
 from watchrank.datasets.searches import SearchDataset, build_search_dataset
-from watchrank.errors import InputError
 from watchrank.evaluation import text as module
 from watchrank.evaluation.text import brand_new, evaluate_text, popularity, search_ranks
 from watchrank.models.text.two_towers import QUERY
@@ -75,15 +74,3 @@ def test_popularity_counts_the_searches_of_training_alone(folders):
     assert scores.shape == (2, len(data.documents["video_id"]))
     assert scores[0].sum() == len(data.split("train")["document"])
     assert len(search_ranks(data, popularity(data))) == len(data.split("test")["document"])
-
-
-def test_a_log_without_test_searches_is_an_input_error(make_events, shown, tmp_path):
-    from datetime import UTC, datetime, timedelta
-
-    start = datetime(2026, 1, 10, 12, tzinfo=UTC)
-    rows = [shown(1, 1, start + timedelta(days=day), 5.0) for day in range(3)]
-    asked = [{"user_id": 1, "timestamp": start, "query": "bread", "clicked_video_id": 1}]
-    events = make_events(rows, searches=asked, videos=[{"video_id": 1, "title": "bread"}])
-    build_search_dataset(events, tmp_path / "dataset", TEXT, SplitSettings(test_days=1, validation_days=1))
-    with pytest.raises(InputError, match="no test searches"):
-        evaluate_text(tmp_path / "model", tmp_path / "dataset", tmp_path / "evaluation")
