@@ -4,8 +4,11 @@ import json
 import pytest
 import yaml
 from kfp import compiler
+from kfp.dsl import Dataset, Metrics, Model
 
 from watchrank.config import Config
+from watchrank.ingestion import ingest
+from watchrank.workspace import Workspace
 from watchrank_components import candidates, data, monitoring, ranking, serving, text
 from watchrank_pipelines.local import run_training
 from watchrank_pipelines.training import training_pipeline
@@ -78,6 +81,8 @@ def test_logs_become_answers_of_triton(prepared, triton_venv, repository, tmp_pa
     towers = json.loads((reports / "candidate_metrics.json").read_text())["models"]
     assert towers["tower"]["recall@100"] > towers["popularity"]["recall@100"]
     assert "The challenger passes; champion: none." in (reports / "gate.md").read_text()
+    searches = json.loads((reports / "text_metrics.json").read_text())
+    assert searches["models"]["tower"]["recall@100"] > searches["models"]["popularity"]["recall@100"]
     rows = (reports / "recommendations.md").read_text().splitlines()[2:]
     assert len(rows) == 15
     by_user: dict[str, list[float]] = {}
@@ -89,6 +94,30 @@ def test_logs_become_answers_of_triton(prepared, triton_venv, repository, tmp_pa
     for page in ("ranking.html", "validation.html"):
         assert "<html" in (reports / page).read_text()
     assert (tmp_path / "work" / "releases" / "000001" / "manifest.json").exists()
+
+
+def test_a_log_without_searches_passes_by_text_matching_and_says_so(prepared, tmp_path, capsys):
+    log, place = tmp_path / "log", Workspace(tmp_path)
+    log.mkdir()
+    for table in prepared.place.log.iterdir():
+        if not table.name.startswith("searches"):
+            (log / table.name).symlink_to(table)
+    ingest(log, "own", place.events, prepared.config.ingestion, prepared.config.engine)
+    settings = prepared.config.model_dump(mode="json")
+    dataset, model, results = (
+        kind(uri=str(tmp_path / name))
+        for kind, name in ((Dataset, "dataset"), (Model, "model"), (Dataset, "results"))
+    )
+    events, metrics = Dataset(uri="", metadata={"folder": str(place.events)}), Metrics()
+    text.build_search_dataset.python_func(events, settings["text"], settings["split"], dataset)
+    text.train_text.python_func(dataset, settings["text"], settings["text_training"], model)
+    text.evaluate_text.python_func(model, dataset, metrics, results)
+    reason = f"The events in {place.events} have no searches"
+    assert json.loads((tmp_path / "results").read_text())["absent"].startswith(reason)
+    assert model.metadata["absent"].startswith(reason)
+    assert f"Text matching is left out. {reason}" in capsys.readouterr().out
+    assert not [*(tmp_path / "dataset").iterdir(), *(tmp_path / "model").iterdir()]
+    assert metrics.metadata == {}
 
 
 def test_a_failing_task_stops_the_run_with_a_known_error(prepared, triton_venv, repository, tmp_path, capfd):

@@ -93,7 +93,8 @@ def build_search_dataset(events: Path, output: Path, settings: TextSettings, spl
         split: which days train, validate and test.
 
     Raises:
-        AbsentError: the log has no searches, no titles, or no search that led to a watch.
+        AbsentError: the log has no searches or no titles; or none of its searches led to a watch in the
+            days to train, or to test.
         InputError: the events have too few days, or lack the column that `text.positive` needs.
     """
     _check(events, settings)
@@ -110,10 +111,10 @@ def build_search_dataset(events: Path, output: Path, settings: TextSettings, spl
         starts = [datetime.combine((windows[name] or windows["test"])[0], time(), UTC) for name in SPLITS[1:]]
         bounds = np.array([int(start.timestamp()) for start in starts])
         splits, left_out = _write_examples(con, examples, fresh, query_rows, bounds)
-        if not splits["train"]["rows"]:
+        if empty := [name for name in ("train", "test") if not splits[name]["rows"]]:
             raise AbsentError(
-                f"The events in {events} have no search before {starts[0]:%Y-%m-%d} that led to a watch of a "
-                "video with a title; ingest a longer log, or leave text matching out."
+                f"The events in {events} have, in the days to {' and to '.join(empty)}, no search that led "
+                "to a watch of a video with a title; ingest a longer log or leave text matching out."
             )
         manifest = {
             "documents": documents,
@@ -181,7 +182,7 @@ def _titles(con: Backend, events: Path) -> ir.Table:
     videos = event_files.videos(con, events)
     fields = {}
     if "channel_id" in videos.columns:
-        fields["channel_id"] = videos.channel_id.fill_null(PAD_ID)
+        fields["channel_id"] = videos.channel_id
     if "category" in videos.columns:
         fields["category"] = text_ids(videos.category)
     return videos.select("title", "video_id", **fields).order_by("video_id")
