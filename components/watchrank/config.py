@@ -291,7 +291,7 @@ class TextSettings(Settings):
         "auto: told where the log has it",
     )
     click_seconds: int = Field(600, ge=1, description="how long after a search the first click may come")
-    max_words: int = Field(32, ge=1, description="words of a text that are read")
+    max_words: int = Field(32, ge=1, description="words of a title that are read")
     max_ngrams: int = Field(12, ge=1, description="n-grams of a word that are read")
     max_ngram_ids: int = Field(30_000, ge=1, description="n-grams with an embedding: the most frequent")
     tower: Literal["bag_of_words", "cnn", "lstm"] = Field(

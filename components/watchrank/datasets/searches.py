@@ -35,7 +35,7 @@ from watchrank.errors import AbsentError, InputError
 from watchrank.features.text import text_ids
 from watchrank.models.text.tokens import ngram_ids
 from watchrank.models.text.two_towers import QUERY, TITLE
-from watchrank.schema import PAD_ID, SEARCHES
+from watchrank.schema import PAD_ID, SEARCH_NGRAMS, SEARCH_WORDS, SEARCHES
 from watchrank.storage import atomic_path, write_json
 
 READ_ROWS = 20_000
@@ -104,10 +104,12 @@ def build_search_dataset(events: Path, output: Path, settings: TextSettings, spl
         stack.callback(con.disconnect)
         stack.enter_context(running(f"the events in {events}"))
         fresh = stack.enter_context(atomic_path(output))
-        documents, _ = _write_texts(con, _titles(con, events), fresh / "documents", TITLE, settings)
+        size = (settings.max_words, settings.max_ngrams)
+        documents, _ = _write_texts(con, _titles(con, events), fresh / "documents", TITLE, size)
         examples = _examples(con, events, settings)
         asked = examples.select("query").distinct().order_by("query")
-        queries, query_rows = _write_texts(con, asked, fresh / "queries", QUERY, settings)
+        size = (SEARCH_WORDS, SEARCH_NGRAMS)  # as much as serving reads of a search
+        queries, query_rows = _write_texts(con, asked, fresh / "queries", QUERY, size)
         starts = [datetime.combine((windows[name] or windows["test"])[0], time(), UTC) for name in SPLITS[1:]]
         bounds = np.array([int(start.timestamp()) for start in starts])
         splits, left_out = _write_examples(con, examples, fresh, query_rows, bounds)
@@ -192,7 +194,7 @@ def _titles(con: Backend, events: Path) -> ir.Table:
 
 
 def _write_texts(
-    con: Backend, rows: ir.Table, folder: Path, name: str, settings: TextSettings
+    con: Backend, rows: ir.Table, folder: Path, name: str, size: tuple[int, int]
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Write the n-grams of the first column, called `name`, and the other columns, in the order of `rows`.
 
@@ -200,11 +202,11 @@ def _write_texts(
         What the manifest tells of them, and where each row was written, -1 for a text without words.
     """
     text, *others = rows.columns
-    ngrams = np.empty((0, settings.max_words, settings.max_ngrams), np.int64)
+    ngrams = np.empty((0, *size), np.int64)
     have_words = [np.empty(0, bool)]
     with ColumnWriter(folder, {name: ngrams} | {other: np.empty(0, np.int64) for other in others}) as writer:
         for batch in batches(con, rows, READ_ROWS):
-            ids = _padded(batch[text].to_pylist(), settings)
+            ids = _padded(batch[text].to_pylist(), size)
             there = ids[:, 0, 0] != PAD_ID
             writer.append({name: ids[there]} | {other: batch[other].to_numpy()[there] for other in others})
             have_words.append(there)
@@ -213,13 +215,10 @@ def _write_texts(
     return found | {"checksum": f"{writer.checksum:08x}"}, np.where(written, written.cumsum() - 1, -1)
 
 
-def _padded(texts: list[str | None], settings: TextSettings) -> np.ndarray:
-    """Return the n-gram ids [B, L, G] of texts with the L and G of the settings."""
-    ids = ngram_ids(texts, max_words=settings.max_words, max_ngrams=settings.max_ngrams)
-    short = [
-        (0, most - size)
-        for most, size in zip((settings.max_words, settings.max_ngrams), ids.shape[1:], strict=True)
-    ]
+def _padded(texts: list[str | None], size: tuple[int, int]) -> np.ndarray:
+    """Return the n-gram ids [B, L, G] of texts, `size` being L and G."""
+    ids = ngram_ids(texts, max_words=size[0], max_ngrams=size[1])
+    short = [(0, most - there) for most, there in zip(size, ids.shape[1:], strict=True)]
     return np.pad(ids, [(0, 0), *short], constant_values=PAD_ID)
 
 
