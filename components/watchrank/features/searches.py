@@ -6,7 +6,9 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ibis.backends.duckdb import Backend
 
+from watchrank.engine import batches
 from watchrank.features.times import epoch_seconds, stamp
 from watchrank.models.text.tokens import query_ids
 
@@ -14,7 +16,7 @@ QUERY_BATCH = 50_000
 """Distinct queries that are read at once."""
 
 
-def last_searches(con: ibis.BaseBackend, searches: ir.Table, cadence: int, stage: Path) -> ir.Table:
+def last_searches(con: Backend, searches: ir.Table, cadence: int, stage: Path) -> ir.Table:
     """Return a row for each stamp after a search of a user: of the searches before it, the last.
 
     Args:
@@ -26,7 +28,7 @@ def last_searches(con: ibis.BaseBackend, searches: ir.Table, cadence: int, stage
     Returns:
         `user_id`, the stamp as `time`, and the columns of `schema.USER_SEARCH`.
     """
-    _write_ngrams(searches, stage)
+    _write_ngrams(con, searches, stage)
     at = searches.time
     stamped = searches.select("user_id", "query", at=at, time=stamp(at, cadence))
     newest_first = ibis.window(group_by=["user_id", "time"], order_by=[ibis.desc("at"), ibis.desc("query")])
@@ -35,13 +37,12 @@ def last_searches(con: ibis.BaseBackend, searches: ir.Table, cadence: int, stage
     return joined.select("user_id", "time", "search_ngram_ids", last_search_time=epoch_seconds(joined["at"]))
 
 
-def _write_ngrams(searches: ir.Table, target: Path) -> None:
+def _write_ngrams(con: Backend, searches: ir.Table, target: Path) -> None:
     """Write the n-grams of each query; Python reads texts here as everywhere."""
     schema = pa.schema([("query", pa.string()), ("search_ngram_ids", pa.list_(pa.int64()))])
-    queries = target.with_name(f"{target.name}.queries")
-    searches.select("query").distinct().to_parquet(queries)
-    with pq.ParquetWriter(target, schema) as writer, pq.ParquetFile(queries) as read:
-        for batch in read.iter_batches(QUERY_BATCH):
+    queries = searches.select("query").distinct()
+    with pq.ParquetWriter(target, schema) as writer:
+        for batch in batches(con, queries, QUERY_BATCH):
             texts = batch["query"].to_pylist()
             ids = pa.FixedSizeListArray.from_arrays(query_ids(texts).ravel(), query_ids([""]).shape[1])
             columns = [pa.array(texts, pa.string()), ids.cast(pa.list_(pa.int64()))]
