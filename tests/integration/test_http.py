@@ -5,18 +5,15 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 import pytest
-import uvicorn
 
 from watchrank.config import ServingSettings
 from watchrank.deployment.deploy import deploy
@@ -25,7 +22,7 @@ from watchrank.errors import InputError
 from watchrank.export.release import refresh_release
 from watchrank.feature_store import materialise, online_user_features
 from watchrank.serving.client import TritonClient
-from watchrank.serving.http import create_app, listen
+from watchrank.serving.http import listen
 from watchrank.serving.recommend import Question, Recommender
 from watchrank.serving.request_log import in_share, read_log
 from watchrank.serving.traffic import Traffic
@@ -57,33 +54,14 @@ def triton(triton_venv, released, challenger, tmp_path_factory):
         yield running
 
 
-@contextmanager
-def serving(store, deployment, log, **settings):
-    """Run the service in a thread; yield its address."""
-    app = create_app(store, deployment, ServingSettings(**settings), log)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
 @pytest.fixture
-def serve(triton, store, tmp_path):
+def serve(serving, triton, store, tmp_path):
     """Return a function that starts the service with some settings."""
     return lambda **settings: serving(store, triton.settings, tmp_path / "log", **settings)
 
 
 @pytest.fixture(scope="module")
-def service(triton, store, tmp_path_factory):
+def service(serving, triton, store, tmp_path_factory):
     """The address of a service with the default settings."""
     with serving(store, triton.settings, tmp_path_factory.mktemp("log")) as url:
         yield url
@@ -251,7 +229,7 @@ def test_the_service_is_ready_while_triton_is(service):
     assert json.loads(answer) == {"live": True, "ready": True, "triton": True, "store": True}
 
 
-def test_a_triton_that_is_stopped_is_told(triton_venv, released, store, tmp_path):
+def test_a_triton_that_is_stopped_is_told(serving, triton_venv, released, store, tmp_path):
     server = LocalTriton(venv=triton_venv, repository=tmp_path / "models", state=tmp_path / "state")
     server.start()
     deploy(released, tmp_path / "models", server.settings)
@@ -271,7 +249,7 @@ def test_a_triton_that_is_stopped_is_told(triton_venv, released, store, tmp_path
         assert "cannot be reached" in page
 
 
-def test_a_store_that_does_not_answer_is_told(triton, tmp_path):
+def test_a_store_that_does_not_answer_is_told(serving, triton, tmp_path):
     class Broken:
         def get_online_features(self, *_):
             raise OSError("no such file")
@@ -284,7 +262,7 @@ def test_a_store_that_does_not_answer_is_told(triton, tmp_path):
         assert (status, detail.partition(";")[0]) == (503, "The online store does not answer (OSError)")
 
 
-def test_a_store_that_hangs_is_not_ready(triton, tmp_path):
+def test_a_store_that_hangs_is_not_ready(serving, triton, tmp_path):
     released = threading.Event()
 
     class Hanging:

@@ -1,8 +1,12 @@
 """Text matching on a real Triton: alone, and as the second source of `recommend`."""
 
 import asyncio
+import json
 import shutil
+import urllib.error
+import urllib.request
 from datetime import UTC, datetime
+from urllib.parse import urlencode
 
 import numpy as np
 import pandas as pd
@@ -24,6 +28,7 @@ from watchrank.schema import USER_SEARCH
 from watchrank.serving.client import TritonClient
 from watchrank.serving.recommend import Question, Recommender
 from watchrank.serving.search import search
+from watchrank.training.candidate_generation import load_model as load_tower
 from watchrank.training.text_matching import load_model, title_vectors, train_text
 
 NOW = int(datetime(2026, 1, 8, 12, tzinfo=UTC).timestamp())
@@ -147,8 +152,36 @@ def test_a_release_without_text_matching_closes_the_endpoint(triton_venv, made, 
         assert asking(running, lambda client: search(client, ["a"], 1))
         deploy(made / "releases" / "000001", tmp_path / "m", running.settings)
         assert "text_match" not in model_repository.endpoints(tmp_path / "m")
-        with pytest.raises(DeploymentError):
+        with pytest.raises(
+            DeploymentError, match=r"does not serve this model .* deploy a release that has it"
+        ):
             asking(running, lambda client: search(client, ["a"], 1))
         assert recommend(running, prepared.store, 3).answers == {}
         deploy(made / "releases" / "000002", tmp_path / "m", running.settings)
         assert "from_search" in recommend(running, prepared.store, 3).answers
+
+
+def test_the_service_answers_a_query(serving, server, prepared, made, titles, tmp_path):
+    title = next(iter(titles.values()))
+    with serving(prepared.store, server.settings, tmp_path / "log") as url:
+        with urllib.request.urlopen(f"{url}/search?{urlencode({'query': title, 'k': 5})}") as answer:
+            found = json.loads(answer.read())
+        assert found["query"] == title
+        assert len(found["video_ids"]) == len(found["scores"]) == 5
+        (expected,) = asking(server, lambda client: search(client, [title], 5))
+        assert found["video_ids"] == expected.video_ids
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{url}/search?{urlencode({'query': 'x' * 1_001})}")
+        assert refused.value.code == 422
+
+
+def test_a_video_that_candidate_generation_does_not_know_is_reached(server, prepared, made, titles):
+    ids, _ = title_vectors(load_model(made / "model"), made / "dataset")
+    known = set(load_tower(prepared.place.candidate_model).vocabulary.keys.tolist())
+    new = [video for video in ids.tolist() if video not in known]
+    assert new, "some video was watched by nobody"
+    reached = 0
+    for user, video in enumerate(new[:5], 20):
+        push_search(prepared.store, user, titles[video], NOW - 60)
+        reached += video in recommend(server, prepared.store, user, k=50).video_ids
+    assert reached

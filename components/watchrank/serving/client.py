@@ -123,6 +123,10 @@ class TritonClient:
             case "StatusCode.DEADLINE_EXCEEDED":
                 seconds = f"{self._settings.timeout_seconds:g} s"
                 raise DeploymentError(f"{where} did not answer within {seconds}; look at its log.") from None
+            case _ if "unknown model" in error.message():
+                raise DeploymentError(
+                    f"{where} does not serve this model ({error.message()}); deploy a release that has it."
+                ) from None
             case "StatusCode.UNAVAILABLE" if "failed to connect" in error.message():
                 raise DeploymentError(f"{where} cannot be reached; start it with `make serve`.") from None
             case _:
