@@ -132,7 +132,7 @@ def test_one_user_by_get(service):
 
 def test_openapi_describes_every_route_and_field(service):
     spec = json.loads(call(f"{service}/openapi.json")[2])
-    assert set(spec["paths"]) == {"/recommend", "/recommend/{user_id}", "/health", "/metrics", "/"}
+    assert set(spec["paths"]) == {"/recommend", "/recommend/{user_id}", "/search", "/health", "/metrics", "/"}
     fields = spec["components"]["schemas"]["Ask"]["properties"]
     assert all(field.get("description") for field in fields.values())
     assert fields["diversity"]["maximum"] == 1

@@ -133,7 +133,7 @@ def export_release(
             "model": ranker.kind,
             "data": data.manifest["splits"],
             "metrics": metrics,
-            "parity": {"ranking": parity.differences, "candidate_generation": found, "text_match": matched},
+            "parity": {"ranking": parity.differences, "candidate_generation": found, **matched},
             "showcase_users": _active_users(data.split("test")),
             "files": checksums(fresh),
         }
@@ -256,8 +256,8 @@ def export_ranking(
 
 def _export_search(
     trained: Trained, file: Path, index: IndexSettings, settings: ExportSettings
-) -> dict[str, float]:
-    """Write the graph that matches searches with titles, if there is a model for it; return its parity."""
+) -> dict[str, dict[str, float]]:
+    """Write the graph that matches searches with titles; return its parity. Without a model there is neither."""
     if trained.text is None or trained.search_dataset is None:
         return {}
     model = load_text_model(trained.text)
@@ -266,7 +266,8 @@ def _export_search(
     searches = as_search(
         np.asarray(SearchDataset.open(trained.search_dataset).queries[: settings.parity_rows])
     )
-    return text.check_search(model.query, ids, vectors, file, searches, settings.tolerance)
+    found = text.check_search(model.query, ids, vectors, file, searches, settings.tolerance)
+    return {text.MODEL: found}
 
 
 def _export_video_features(

@@ -7,7 +7,7 @@ from watchrank.config import SplitSettings, TextSettings
 from watchrank.datasets import searches as module
 from watchrank.datasets.searches import SearchDataset, build_search_dataset
 from watchrank.errors import AbsentError, InputError
-from watchrank.models.text.tokens import ngram_ids
+from watchrank.models.text.tokens import ngram_ids, query_ids
 from watchrank.models.text.two_towers import TITLE
 from watchrank.schema import PAD_ID, text_id
 
@@ -42,7 +42,7 @@ def build(make_events, shown, tmp_path_factory):
         folder = tmp_path_factory.mktemp("searches") / "dataset"
         build_search_dataset(events, folder, text, SPLIT)
         data = SearchDataset.open(folder)
-        texts = {read(query).tobytes(): query for _, query, *_ in asked}
+        texts = {query_ids([query]).tobytes(): query for _, query, *_ in asked}
         return data, {name: examples(data, name, texts) for name in ("train", "validation", "test")}
 
     return make
