@@ -257,7 +257,7 @@ def export_ranking(
 def _export_search(
     trained: Trained, file: Path, index: IndexSettings, settings: ExportSettings
 ) -> dict[str, dict[str, float]]:
-    """Write the graph that matches searches with titles; return its parity. Without a model there is neither."""
+    """Write the graph that matches searches with titles, where there is a model; return its parity."""
     if trained.text is None or trained.search_dataset is None:
         return {}
     model = load_text_model(trained.text)
