@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 unexpected; 2 bad input or usage; 7 the Kubeflow server re
 """
 
 import json
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -162,4 +163,5 @@ def _pairs(parameters: list[str] | None) -> dict[str, str]:
 
 def main() -> None:
     """Run `watchrank-pipelines`."""
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of every retry
     run_command(app)

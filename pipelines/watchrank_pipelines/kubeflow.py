@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import kfp
+import yaml
 from kfp import compiler
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 from kfp.dsl.base_component import BaseComponent
@@ -66,7 +67,7 @@ def connect(settings: KubeflowSettings) -> "Iterator[Kubeflow]":
         raise KubeflowError(f"Kubeflow at {settings.host} refused: {reason}. {remedy}.") from None
     except HTTPError as error:
         raise KubeflowError(
-            f"Kubeflow at {settings.host} does not answer: {type(error).__name__}. "
+            f"Kubeflow at {settings.host} does not answer: {type(getattr(error, 'reason', error)).__name__}. "
             "Check kubeflow.host and kubeflow.ca_file, and that a port forward runs."
         ) from None
 
@@ -190,9 +191,11 @@ class Kubeflow:
 def version_name(package: bytes) -> str:
     """Return the name of a compiled pipeline: the version, git's short hash if there is one, and a checksum.
 
-    The checksum tells apart pipelines that were compiled from one commit with changes on top.
+    The checksum tells apart pipelines that were compiled from one commit with changes on top. It is of the
+    content, for the comments that KFP writes come in another order in each process.
     """
-    parts = [watchrank.__version__, _commit(), hashlib.sha256(package).hexdigest()[:8]]
+    content = json.dumps(list(yaml.safe_load_all(package)), sort_keys=True)
+    parts = [watchrank.__version__, _commit(), hashlib.sha256(content.encode()).hexdigest()[:8]]
     return "-".join(filter(None, parts))
 
 

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 import yaml
+from kfp import dsl
 
 import watchrank
 from watchrank.config import Config
@@ -21,9 +22,10 @@ SCHEDULE = ["schedule", "--param", "workspace=/workspace", "--cron"]
 def home(tmp_path, monkeypatch):
     """Keep a user's own settings of kfp out of the tests, and the log as it was."""
     monkeypatch.setattr("kfp.Client._LOCAL_KFP_CONTEXT", str(tmp_path / "kfp" / "context.json"))
-    before = logging.getLogger("watchrank").level
+    before = {name: logging.getLogger(name).level for name in ("watchrank", "urllib3.connectionpool")}
     yield
-    logging.getLogger("watchrank").setLevel(before)
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture
@@ -54,7 +56,9 @@ def only(items):
 
 
 def test_submit_uploads_a_version_named_by_the_code_and_starts_a_run_of_it(run, server):
-    code, told = run(*SUBMIT, "--set=training.epochs=7", "--set=ranking.model=mmoe")
+    code, told = run(
+        *SUBMIT, "--set=training.epochs=7", "--set=ranking.model=mmoe", service_account="trainer"
+    )
     assert code == 0, told
     pipeline, version, started = only(server.pipelines), only(server.versions), only(server.runs)
     assert pipeline.display_name == "watchrank-training"
@@ -63,6 +67,7 @@ def test_submit_uploads_a_version_named_by_the_code_and_starts_a_run_of_it(run, 
     assert started.pipeline_version_reference.pipeline_version_id == version.pipeline_version_id
     assert started.display_name.startswith(f"watchrank-training {version.display_name} ")
     assert " ".join(told.split()).endswith(f"Started {started.display_name}")
+    assert started.service_account == "trainer"
     given = started.runtime_config.parameters
     assert given["workspace"] == "/workspace"
     assert given["training"]["epochs"] == 7
@@ -92,22 +97,25 @@ def test_a_version_names_the_commit_and_tells_packages_apart(tmp_path, monkeypat
     package.parent.mkdir()
     package.write_text("")
     monkeypatch.setattr(watchrank, "__file__", str(package))
-    without = kubeflow.version_name(b"one")
-    assert without == f"{watchrank.__version__}-7692c3ad"  # sha256("one")
+    one = b"# a comment\na: 1\nb: 2"
+    without = kubeflow.version_name(one)
+    assert without == f"{watchrank.__version__}-1176b831"  # sha256('[{"a": 1, "b": 2}]')
+    assert kubeflow.version_name(b"b: 2\na: 1") == without
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=n@n"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "One"]):
         subprocess.run([*git, *words], check=True)
     asked = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     commit = asked.stdout.strip()
-    assert kubeflow.version_name(b"one") == f"{watchrank.__version__}-{commit}-7692c3ad"
+    assert kubeflow.version_name(one) == f"{watchrank.__version__}-{commit}-1176b831"
     package.write_text("changed = True")
-    assert f"-{commit}-dirty-" in kubeflow.version_name(b"one")
-    assert kubeflow.version_name(b"two") != kubeflow.version_name(b"one")
+    assert f"-{commit}-dirty-" in kubeflow.version_name(one)
+    assert kubeflow.version_name(b"a: 1") != kubeflow.version_name(one)
 
 
 def test_a_schedule_is_made_once_and_replaced_after(run, server):
-    assert run(*SCHEDULE, "0 3 * * *")[0] == 0
+    assert run(*SCHEDULE, "0 3 * * *", service_account="trainer")[0] == 0
     first = only(server.recurring_runs)
+    assert first.service_account == "trainer"
     assert first.trigger.cron_schedule.cron == "0 0 3 * * *"
     assert (first.max_concurrency, first.no_catchup, first.mode) == ("1", True, "ENABLE")
     code, told = run(*SCHEDULE, "30 0 4 * * *", "--set=training.epochs=9")
@@ -212,13 +220,16 @@ def test_a_login_page_is_known_for_one(run, kubeflow_server):
     assert "KubeflowError: Kubeflow answered with a page, most likely its login." in told
 
 
-def test_a_server_that_is_not_there_is_said_so(run, server):
+def test_a_server_that_is_not_there_is_said_so(run, caplog):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         host = f"http://127.0.0.1:{free.getsockname()[1]}"
         code, told = run("schedule", "list", host=host)
     assert code == 7
-    assert f"KubeflowError: Kubeflow at {host} does not answer: MaxRetryError. Check kubeflow.host" in told
+    assert (
+        f"KubeflowError: Kubeflow at {host} does not answer: NewConnectionError. Check kubeflow.host" in told
+    )
+    assert "Retrying" not in told + caplog.text
 
 
 @pytest.mark.parametrize(
@@ -233,15 +244,21 @@ def test_a_server_that_is_not_there_is_said_so(run, server):
         (["schedule"], "--cron makes a schedule"),
         (["schedule", "pause", "--cron=0 3 * * *"], "--cron makes a schedule"),
         ([*SUBMIT, "--set=kubeflow.token_file=/nowhere"], "Cannot read /nowhere: FileNotFoundError."),
-        ([*SUBMIT, "--set=kubeflow.host=ml-pipeline:8888"], "kubeflow.host: String should match"),
+        ([*SUBMIT, "--set=kubeflow.hots=x"], "kubeflow.hots: Extra inputs are not permitted"),
     ],
 )
 def test_wrong_words_are_refused_before_anything_is_sent(words, sentence, run, server):
-    extra = {} if any("kubeflow.host" in word for word in words) else {"host": server.url}
-    code, told = run(*words, **extra) if extra else run(*words, host="ml-pipeline:8888")
+    code, told = run(*words)
     assert code == 2
     assert sentence in told
     assert not [call for call in server.calls if call.startswith("POST")]
+
+
+@pytest.mark.parametrize("host", ["ml-pipeline:8888", ""])
+def test_a_host_without_its_protocol_is_refused(host, run):
+    code, told = run(*SUBMIT, host=host)
+    assert code == 2
+    assert "kubeflow.host: " in told
 
 
 def test_a_run_on_kubeflow_has_the_parameters_of_a_local_one():
@@ -264,3 +281,24 @@ def test_every_pipeline_is_compiled(run, tmp_path, capsys, monkeypatch):
         for file in (tmp_path / "out").glob("*.yaml")
     }
     assert names == {pipeline.name for pipeline in PIPELINES.values()}
+
+
+def test_a_parameter_is_read_as_its_type():
+    @dsl.component
+    def roll_back(release: int, share: float, force: bool):
+        pass
+
+    @dsl.pipeline(name="watchrank-example")
+    def example(release: int, share: float = 0.5, force: bool = False):
+        roll_back(release=release, share=share, force=force)
+
+    given = {"release": "3", "share": "1", "force": "true"}
+    assert arguments(example, Config(), given) == {"release": 3, "share": 1, "force": True}
+    for wrong in (
+        {"release": "three"},
+        {"release": "true"},
+        {"release": "3", "force": "1"},
+        {"release": "["},
+    ):
+        with pytest.raises(InputError, match=r"which is no (Integer|Boolean)\. Give it as YAML reads it"):
+            arguments(example, Config(), wrong)
