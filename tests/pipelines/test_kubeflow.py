@@ -284,7 +284,7 @@ def test_every_pipeline_is_compiled(run, tmp_path, capsys, monkeypatch):
 
 
 def test_a_parameter_is_read_as_its_type():
-    @dsl.component
+    @dsl.component(base_image="watchrank-python")
     def roll_back(release: int, share: float, force: bool):
         pass
 
