@@ -434,6 +434,28 @@ class DriftSettings(Settings):
     )
 
 
+class KubeflowSettings(Settings):
+    """The Kubeflow Pipelines server that pipelines are submitted to. Secrets are named by their files."""
+
+    host: str = Field(
+        "http://127.0.0.1:8888",
+        pattern="^https?://",
+        description="address of the API: of a port forward, of the service ml-pipeline, or of the gateway",
+    )
+    namespace: str = Field("", description="the profile's namespace; empty where Kubeflow has one user")
+    experiment: str = Field("watchrank", min_length=1, description="what groups the runs in the UI")
+    service_account: str | None = Field(None, description="whom the runs act as; Kubeflow's own when not set")
+    token_file: Path | None = Field(
+        None,
+        description="file of the bearer token, read at each request; in a pod that projects one: "
+        "/var/run/secrets/kubeflow/pipelines/token",
+    )
+    cookie_file: Path | None = Field(
+        None, description="file of a Dex session's cookie, as name=value, to come in by the gateway"
+    )
+    ca_file: Path | None = Field(None, description="certificate authority of the host, in PEM")
+
+
 class Config(Settings):
     """The whole configuration of a run."""
 
@@ -456,6 +478,7 @@ class Config(Settings):
     deployment: DeploymentSettings = DeploymentSettings()
     drift: DriftSettings = DriftSettings()
     serving: ServingSettings = ServingSettings()
+    kubeflow: KubeflowSettings = KubeflowSettings()
 
     @classmethod
     def load(cls, path: Path | None = None, overrides: list[str] | None = None) -> Self:

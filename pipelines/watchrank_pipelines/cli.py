@@ -1,12 +1,18 @@
-"""The `watchrank-pipelines` command: run pipelines on this machine, compile them for Kubeflow."""
+"""The `watchrank-pipelines` command: run pipelines on this machine, or on Kubeflow by hand and by schedule.
+
+Exit codes: 0 done; 1 unexpected; 2 bad input or usage; 7 the Kubeflow server refused or does not answer.
+"""
 
 import json
+import logging
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.table import Table
 
 from watchrank.cli.app import (
     ConfigOption,
@@ -18,15 +24,27 @@ from watchrank.cli.app import (
 )
 from watchrank.cli.app import run as run_command
 from watchrank.config import Config
+from watchrank.errors import InputError
 from watchrank.storage import atomic_path
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
 
+PipelineOption = Annotated[str, typer.Option(help="which pipeline, such as training")]
+ParameterOption = Annotated[
+    list[str] | None,
+    typer.Option("--param", help="parameter of the pipeline that is no setting, as name=value"),
+]
 
-@app.callback()
-def _commands() -> None:
-    """Run pipelines on this machine, compile them for Kubeflow."""
+
+class Action(StrEnum):
+    """What to do with schedules."""
+
+    SET = "set"
+    LIST = "list"
+    PAUSE = "pause"
+    RESUME = "resume"
+    DELETE = "delete"
 
 
 @app.command()
@@ -68,15 +86,82 @@ def compile_pipelines(
     """Write every pipeline's YAML for the Kubeflow UI."""
     from kfp import compiler
 
-    from watchrank_pipelines.training import training_pipeline
+    from watchrank_pipelines.catalogue import PIPELINES
 
-    for pipeline in (training_pipeline,):
+    for pipeline in PIPELINES.values():
         target = output / f"{pipeline.name}.yaml"
         with atomic_path(target) as fresh:
             compiler.Compiler().compile(pipeline, str(fresh))
         console.print(f"{target}")
 
 
+@app.command()
+def submit(
+    pipeline: PipelineOption = "training",
+    parameter: ParameterOption = None,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Upload a pipeline to Kubeflow under the code's version and start a run of it."""
+    from watchrank_pipelines.catalogue import find
+    from watchrank_pipelines.kubeflow import connect
+    from watchrank_pipelines.parameters import arguments
+
+    wanted, settings = find(pipeline), Config.load(config, override)
+    given = arguments(wanted, settings, _pairs(parameter))
+    with connect(settings.kubeflow) as kubeflow:
+        run = kubeflow.submit(wanted, given)
+    console.print(f"Started {run.display_name}", soft_wrap=True)
+
+
+@app.command()
+def schedule(
+    action: Annotated[Action, typer.Argument()] = Action.SET,
+    pipeline: PipelineOption = "training",
+    cron: Annotated[
+        str | None, typer.Option(help="minute, hour, day, month and weekday, such as '0 3 * * *'")
+    ] = None,
+    parameter: ParameterOption = None,
+    config: ConfigOption = None,
+    override: SetOption = None,
+) -> None:
+    """Make or replace the schedule of a pipeline on Kubeflow; list, pause, resume or delete schedules."""
+    from watchrank_pipelines.catalogue import find
+    from watchrank_pipelines.kubeflow import connect
+    from watchrank_pipelines.parameters import arguments
+
+    if (action is Action.SET) != (cron is not None):
+        raise InputError("--cron makes a schedule, and only that: give it to `schedule` without an action.")
+    wanted, settings = find(pipeline), Config.load(config, override)
+    given = arguments(wanted, settings, _pairs(parameter)) if cron else {}
+    with connect(settings.kubeflow) as kubeflow:
+        if cron:
+            kubeflow.schedule(wanted, cron, given)
+        elif action is Action.PAUSE:
+            kubeflow.pause(wanted.name)
+        elif action is Action.RESUME:
+            kubeflow.resume(wanted.name)
+        elif action is Action.DELETE:
+            kubeflow.unschedule(wanted.name)
+        table = Table("schedule", "cron", "mode", "version")
+        for found in kubeflow.schedules():
+            times = found.trigger.cron_schedule.cron if found.trigger.cron_schedule else "no cron"
+            table.add_row(found.display_name, times, found.mode, found.description)
+    console.print(table)
+
+
+def _pairs(parameters: list[str] | None) -> dict[str, str]:
+    """Read name=value pairs."""
+    pairs = {}
+    for text in parameters or []:
+        name, equals, value = text.partition("=")
+        if not (equals and name):
+            raise InputError(f"Cannot read the parameter {text!r}. Write name=value.")
+        pairs[name] = value
+    return pairs
+
+
 def main() -> None:
     """Run `watchrank-pipelines`."""
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of every retry
     run_command(app)

@@ -13,6 +13,7 @@ from watchrank.deployment.local_server import LocalTriton
 from watchrank.errors import WatchrankError
 from watchrank.storage import atomic_path
 from watchrank.workspace import Workspace
+from watchrank_pipelines.parameters import arguments
 from watchrank_pipelines.training import training_pipeline
 
 _REPORTS = {
@@ -56,18 +57,15 @@ def run_training(
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(place.runs))
     with LocalTriton(venv=triton_venv, repository=place.model_repository, state=place.triton) as server:
         here = config.model_copy(update={"deployment": server.reached_by(config.deployment)})
-        sections = here.model_dump(mode="json", exclude_none=True, exclude={"serving"})
-        kind = sections["ranking"].pop("model")
+        given = {
+            "workspace": str(place.root),
+            "data": str(data.absolute()) if data else "",
+            "source": source,
+            "feature_repo": str(feature_repo.absolute()),
+            "model_repository": str(place.model_repository),
+        }
         try:
-            run = training_pipeline(
-                workspace=str(place.root),
-                data=str(data.absolute()) if data else "",
-                source=source,
-                feature_repo=str(feature_repo.absolute()),
-                model_repository=str(place.model_repository),
-                model=kind,
-                **sections,
-            )
+            run = training_pipeline(**arguments(training_pipeline, here, given))
         except RuntimeError as error:
             raise PipelineError(f"{_plain(error)} Its output stands above.") from None
     return _collect(run.outputs, place.reports)

@@ -12,9 +12,9 @@ from watchrank_components import monitoring as monitoring_components
 from watchrank_components import ranking as ranking_components
 from watchrank_components import serving as serving_components
 from watchrank_components import text as text_components
+from watchrank_pipelines.parameters import sections
 
-_DEFAULTS = Config().model_dump(mode="json", exclude_none=True)
-_MODEL = _DEFAULTS["ranking"].pop("model")
+_DEFAULTS = sections(Config())
 
 
 class Reports(NamedTuple):
@@ -36,7 +36,7 @@ def training_pipeline(
     source: str = "own",
     feature_repo: str = "feature_repo",
     model_repository: str = "model_repository",
-    model: str = _MODEL,
+    model: str = _DEFAULTS["model"],
     engine: dict = _DEFAULTS["engine"],
     simulation: dict = _DEFAULTS["simulation"],
     ingestion: dict = _DEFAULTS["ingestion"],

@@ -21,7 +21,7 @@ COMPONENTS = [
 ]
 
 
-SECTIONS = set(Config.model_fields) - {"serving"}
+SECTIONS = set(Config.model_fields) - {"serving", "kubeflow"}
 
 
 @pytest.fixture(scope="module")
