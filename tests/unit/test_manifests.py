@@ -224,6 +224,31 @@ def test_every_pod_is_closed_but_for_the_ports_that_are_named(manifests):
         assert all(rule.get("from") for each in mine for rule in each.get("ingress", [])), name
 
 
+def test_who_may_ask_is_let_in(manifests):
+    policies = {each["metadata"]["name"]: each["spec"] for each in of_kind(manifests, "NetworkPolicy")}
+    asks = {
+        (name, asked, port)
+        for name in pods(manifests)
+        for asked, port in connections(policies[name].get("egress", []), "to")
+    }
+    let_in = {
+        (asker, name, port)
+        for name in pods(manifests)
+        for asker, port in connections(policies[name]["ingress"], "from")
+    }
+    assert asks == let_in
+    assert asks == {("watchrank-http", "watchrank-triton", 8001), ("watchrank-http", "watchrank-redis", 6379)}
+
+
+def connections(rules, side):
+    """Yield the pods of this namespace that are named on one side of rules, with the ports."""
+    for rule in rules:
+        for peer in rule.get(side, []):
+            if "podSelector" in peer:
+                for port in rule["ports"]:
+                    yield peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"], port["port"]
+
+
 def test_triton_is_administered_over_no_service(manifests):
     ports = {
         port["name"]: port["port"]
