@@ -29,6 +29,8 @@ from watchrank.releases import checksums
 from watchrank.schema import Tensor
 from watchrank.serving.client import infer_inputs
 
+pytestmark = pytest.mark.slow  # a minute and more
+
 NUMBER = Tensor(name="number", dtype="float32", dims=(1,), description="any")
 ANSWER = Tensor(name="answer", dtype="float32", dims=(1,), description="any")
 METRICS = {

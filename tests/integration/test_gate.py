@@ -23,6 +23,8 @@ from watchrank.training.ranking import left_out, load_model, new_model, save_mod
 from watchrank.workspace import Workspace
 from watchrank_components.ranking import evaluate_ranking as component
 
+pytestmark = pytest.mark.slow  # a minute and more
+
 GATES = GateSettings(resamples=200)
 
 

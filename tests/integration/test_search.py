@@ -31,6 +31,8 @@ from watchrank.serving.search import search
 from watchrank.training.candidate_generation import load_model as load_tower
 from watchrank.training.text_matching import load_model, title_vectors, train_text
 
+pytestmark = pytest.mark.slow  # a minute and more
+
 NOW = int(datetime(2026, 1, 8, 12, tzinfo=UTC).timestamp())
 
 
