@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from watchrank import events as event_files
-from watchrank.config import TextSettings, TextTrainingSettings
+from watchrank.config import TextSettings, TextTrainingSettings, TrainingSettings
 from watchrank.datasets.searches import build_search_dataset
 from watchrank.deployment import model_repository
 from watchrank.deployment.deploy import deploy
@@ -29,6 +29,7 @@ from watchrank.serving.client import TritonClient
 from watchrank.serving.recommend import Question, Recommender
 from watchrank.serving.search import search
 from watchrank.training.candidate_generation import load_model as load_tower
+from watchrank.training.ranking import train_ranking
 from watchrank.training.text_matching import load_model, title_vectors, train_text
 
 pytestmark = pytest.mark.slow  # a minute and more
@@ -187,3 +188,30 @@ def test_a_video_that_candidate_generation_does_not_know_is_reached(server, prep
         push_search(prepared.store, user, titles[video], NOW - 60)
         reached += video in recommend(server, prepared.store, user, k=50).video_ids
     assert reached
+
+
+@pytest.mark.parametrize("with_text", [True, False])
+def test_the_source_can_be_a_feature_of_the_ranker(triton_venv, made, prepared, tmp_path, with_text):
+    place, config = prepared.place, prepared.config
+    ranking = config.ranking.model_copy(update={"exclude": ("watched_seconds",)})
+    train_ranking(place.dataset, tmp_path / "model", ranking, TrainingSettings(epochs=1, batch_size=1_024))
+    trained = Trained(
+        ranking=tmp_path / "model",
+        dataset=place.dataset,
+        candidates=place.candidate_model,
+        candidate_dataset=place.candidate_dataset,
+        text=made / "model" if with_text else None,
+        search_dataset=made / "dataset" if with_text else None,
+    )
+    release = export_release(
+        trained, prepared.store, {"models": {}}, tmp_path / "releases", config.index, config.export
+    )
+    graphs = ReleaseGraphs(release)
+    assert "candidate_source" in graphs.inputs("ranking")
+    x = online_user_features(prepared.store, [3]) | Question(now=NOW, k=10).tensors(1)
+    here = graphs.run("recommend", {name: x[name] for name in graphs.inputs("recommend")})
+    with LocalTriton(venv=triton_venv, repository=tmp_path / "m", state=tmp_path / "s") as running:
+        deploy(release, tmp_path / "m", running.settings)
+        answer = recommend(running, prepared.store, 3, k=10)
+    np.testing.assert_allclose(answer.expected_watch_seconds, here["expected_watch_time"][0, :10], rtol=1e-4)
+    assert ("from_search" in answer.answers) is with_text
