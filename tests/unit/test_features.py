@@ -15,6 +15,7 @@ from watchrank.errors import InputError
 from watchrank.events import absent
 from watchrank.features import build_features
 from watchrank.features.text import search_tokens, text_ids
+from watchrank.models.text.tokens import query_ids
 from watchrank.schema import FEATURE_ORIGIN, FEATURE_TABLES, USER_ACTIVITY, VIDEO_STATISTICS, text_id
 
 INSTANT = timedelta(microseconds=1)
@@ -439,3 +440,32 @@ def test_text_ids_in_the_engine_are_the_schemas(engine, texts):
     table = ibis.memtable(pa.table({"text": pa.array(texts, pa.string())}))
     found = engine.to_pyarrow(table.select(id=text_ids(table.text)))["id"].to_pylist()
     assert found == [text_id(text) for text in texts]
+
+
+def test_the_last_search_before_each_stamp_is_kept_by_its_ngrams(make_features, shown):
+    first, second = NOON, NOON + timedelta(minutes=10)
+    searches = [
+        {"user_id": 1, "timestamp": second, "query": "Zebra 学习"},
+        {"user_id": 1, "timestamp": first, "query": "blue cats"},
+        {"user_id": 1, "timestamp": second, "query": "a tie: the greater text counts"},
+        {"user_id": 2, "timestamp": first, "query": "blue cats"},
+    ]
+    _, features = make_features([shown(1, 7, NOON)], searches=searches)
+    found = rows_of(features, "user_search")
+    assert [(row["user_id"], row["event_timestamp"], row["last_search_time"]) for row in found] == [
+        (1, first + INSTANT, seconds(first)),
+        (1, second + INSTANT, seconds(second)),
+        (2, first + INSTANT, seconds(first)),
+    ]
+    asked = ["blue cats", "a tie: the greater text counts", "blue cats"]
+    assert [row["search_ngram_ids"] for row in found] == query_ids(asked).tolist()
+    _, hourly = make_features([shown(1, 7, NOON)], searches=searches, cadence=3_600)
+    assert [(row["user_id"], row["last_search_time"]) for row in rows_of(hourly, "user_search")] == [
+        (1, seconds(second)),
+        (2, seconds(first)),
+    ]
+
+
+def test_a_log_without_searches_has_a_table_of_none(make_features, shown):
+    _, features = make_features([shown(1, 7, NOON)])
+    assert rows_of(features, "user_search") == []
