@@ -369,7 +369,10 @@ def count_rows(client, model, numbers):
 def test_requests_that_arrive_together_run_together(client, counting):
     before = client.get_inference_statistics(counting).model_stats[0]
     answers = count_rows(client, counting, [1] * 12)
-    after = client.get_inference_statistics(counting).model_stats[0]
+    deadline = time.monotonic() + 10
+    after = before
+    while after.inference_count - before.inference_count < 12 and time.monotonic() < deadline:
+        after = client.get_inference_statistics(counting).model_stats[0]  # counted after the answer is sent
     assert after.inference_count - before.inference_count == 12
     assert after.execution_count - before.execution_count <= 4
     assert max(answers) >= 3
