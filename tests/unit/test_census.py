@@ -6,15 +6,14 @@ import pandas as pd
 import pytest
 import torch
 
-pytest.importorskip("torch_rechub", reason="the benchmarks' extra is not installed")
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "multi_task_quality.py"
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "census.py"
 ROWS = 60
 MARITAL_STATUS, WEIGHT, INCOME = 7, 24, 41
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("multi_task_quality", SCRIPT)
+    spec = importlib.util.spec_from_file_location("census", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
