@@ -18,7 +18,7 @@ from watchrank.errors import InputError
 from watchrank.models.calibration import Calibration
 from watchrank.models.inputs import Features, InputLayer
 from watchrank.models.multi_task import MixtureOfExperts, ShareBottom, Towers
-from watchrank.schema import CANDIDATES, EXPECTED_WATCH_TIME, SCORE, score_weight
+from watchrank.schema import CANDIDATES, RANKING_OUTPUTS, SCORE, score_weight
 from watchrank.schema import Tensor as TensorSpec
 
 POSITIONS = 128
@@ -177,8 +177,9 @@ def weight_inputs(tasks: tuple[TaskSettings, ...]) -> list[TensorSpec]:
 
 
 def _output(task: TaskSettings) -> TensorSpec:
+    if task.kind == "watch_time":
+        return RANKING_OUTPUTS[0]
     name, description = {
-        "watch_time": (EXPECTED_WATCH_TIME, "expected seconds of watching, exp(logit)"),
         "binary": (f"{task.name}_probability", f"probability of {task.label}"),
         "regression": (f"expected_{task.name}", f"expected {task.label}"),
     }[task.kind]
