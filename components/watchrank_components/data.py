@@ -154,3 +154,31 @@ def build_dataset(
     feast = open_store(Path(feature_repo), Path(store.metadata["folder"]), state)
     settings = parse(SplitSettings, split, "split")
     build_ranking_dataset(Path(events.metadata["folder"]), feast, Path(dataset.path), settings)
+
+
+@component
+def open_workspace(workspace: str, events: Output[Dataset], store: Output[Dataset]) -> str:
+    """Take up events and feature tables as an earlier run left them.
+
+    Args:
+        workspace: folder that keeps what outlives a run.
+        events: as of `ingest`.
+        store: as of `build_features`.
+
+    Returns:
+        The folder of the events.
+    """
+    import shutil
+    from pathlib import Path
+
+    from watchrank.errors import InputError
+    from watchrank.storage import write_json
+    from watchrank.workspace import Workspace
+
+    place = Workspace(Path(workspace))
+    if not (place.events / "manifest.json").exists():
+        raise InputError(f"{place.events} has no events yet; run the feature pipeline on this workspace.")
+    shutil.copy(place.events / "manifest.json", events.path)
+    write_json(Path(store.path), {"features": str(place.features), "state": str(place.feature_store)})
+    events.metadata["folder"], store.metadata["folder"] = str(place.events), str(place.features)
+    return str(place.events)

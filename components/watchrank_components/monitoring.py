@@ -56,7 +56,7 @@ def report_drift(
     Args:
         dataset: of `build_dataset`.
         request_log: folder of a request log; empty for the test window of the dataset.
-        events: folder of the events that followed the log; empty for none.
+        events: folder of the events that followed the request log; empty for none.
         drift: settings of the report.
         metrics: the largest population stability index, and how many features have shifted.
         report: the page.
@@ -71,7 +71,8 @@ def report_drift(
     data, settings = RankingDataset.open(Path(dataset.path)), parse(DriftSettings, drift, "drift")
     folder = Path(report.path).parent / "drift"
     current = Path(request_log) if request_log else data.split("test")
-    found = drift_report(data.split("train"), current, folder, Path(events) if events else None, settings)
+    followed = Path(events) if request_log and events else None
+    found = drift_report(data.split("train"), current, folder, followed, settings)
     metrics.log_metric("largest_psi", found["features"][0]["psi"])
     shifted = [feature for feature in found["features"] if feature["psi"] >= settings.moderate_psi]
     metrics.log_metric("shifted", len(shifted))

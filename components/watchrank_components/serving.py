@@ -123,3 +123,38 @@ def recommend(
     feast = open_store(Path(feature_repo), Path(store.metadata["folder"]), state)
     settings = parse(DeploymentSettings, deployment, "deployment")
     Path(recommendations.path).write_text(showcase(feast, Path(release.path), settings))
+
+
+@component
+def roll_back(
+    workspace: str,
+    model_repository: str,
+    release_store: str,
+    release: int,
+    deployment: dict,
+    summary: Output[Markdown],
+) -> int:
+    """Let an earlier release answer again.
+
+    Args:
+        workspace: keeps the releases.
+        model_repository: what Triton serves from.
+        release_store: where Tritons follow releases; empty where Triton is told directly.
+        release: number of the release; 0 for the one before the one that serves.
+        deployment: settings: where Triton listens.
+        summary: what serves now, and what did before.
+
+    Returns:
+        The number of the release that serves now.
+    """
+    from pathlib import Path
+
+    from watchrank.config import DeploymentSettings, parse
+    from watchrank.deployment.rollback import roll_back
+    from watchrank.workspace import Workspace
+
+    settings = parse(DeploymentSettings, deployment, "deployment")
+    place, repository = Workspace(Path(workspace)), Path(model_repository)
+    before, now = roll_back(place.releases, repository, release_store or None, release or None, settings)
+    Path(summary.path).write_text(f"Release **{now}** serves. Before it did release {before}.\n")
+    return now

@@ -49,26 +49,35 @@ class Action(StrEnum):
 
 @app.command()
 def run(
-    data: Annotated[Path | None, typer.Option(help="folder of the log; simulated when not given")] = None,
-    source: Annotated[str, typer.Option(help="format of the log: own or kuairand")] = "own",
+    pipeline: PipelineOption = "training",
+    data: Annotated[str, typer.Option(help="folder of the log, or s3://; simulated when not given")] = "",
+    source: Annotated[str, typer.Option(help="format of the log: own, kuairand or movielens")] = "own",
+    parameter: ParameterOption = None,
     workspace: WorkspaceOption = Path("work"),
     feature_repo: RepoOption = Path("feature_repo"),
     triton_venv: Annotated[Path, typer.Option(help="environment of Triton")] = Path(".venv-triton"),
     config: ConfigOption = None,
     override: SetOption = None,
 ) -> None:
-    """Run the training pipeline here: raw logs to the answers of a real Triton server."""
-    from watchrank_pipelines.local import run_training
+    """Run a pipeline here, with a real Triton server; training goes from raw logs to its answers."""
+    from watchrank_pipelines.catalogue import find
+    from watchrank_pipelines.local import run_here
 
-    reports = run_training(
-        Config.load(config, override),
-        workspace,
-        data=data,
-        source=source,
-        feature_repo=feature_repo,
-        triton_venv=triton_venv,
+    wanted = find(pipeline)
+    given = {"data": data, "source": source, "feature_repo": str(feature_repo)}
+    taken = {name: value for name, value in given.items() if name in wanted.component_spec.inputs}
+    reports = run_here(
+        wanted, Config.load(config, override), workspace, taken | _pairs(parameter), triton_venv
     )
-    console.print(Markdown((reports / "recommendations.md").read_text()))
+    for page in sorted(reports.glob("*.md")):
+        console.print(Markdown(page.read_text()))
+    if (reports / "metrics.json").exists():
+        _print_metrics(reports)
+    console.print(f"Reports: {reports}")
+
+
+def _print_metrics(reports: Path) -> None:
+    """Print what the models of a run achieve."""
     results = json.loads((reports / "metrics.json").read_text())
     console.print(metrics_table(results))
     candidates = json.loads((reports / "candidate_metrics.json").read_text())
@@ -76,7 +85,6 @@ def run(
     console.print(newcomers(candidates), soft_wrap=True)
     if "truth" in results:
         console.print(f"Predicted / true expected watch time: {results['truth']['sum_ratio']:.4f}")
-    console.print(f"Report: {reports / 'ranking.html'}")
 
 
 @app.command(name="compile")
@@ -86,9 +94,10 @@ def compile_pipelines(
     """Write every pipeline's YAML for the Kubeflow UI."""
     from kfp import compiler
 
-    from watchrank_pipelines.catalogue import PIPELINES
+    from watchrank_pipelines.catalogue import PIPELINES, for_kubeflow
 
-    for pipeline in PIPELINES.values():
+    for name in PIPELINES:
+        pipeline = for_kubeflow(name)
         target = output / f"{pipeline.name}.yaml"
         with atomic_path(target) as fresh:
             compiler.Compiler().compile(pipeline, str(fresh))
@@ -103,11 +112,11 @@ def submit(
     override: SetOption = None,
 ) -> None:
     """Upload a pipeline to Kubeflow under the code's version and start a run of it."""
-    from watchrank_pipelines.catalogue import find
+    from watchrank_pipelines.catalogue import for_kubeflow
     from watchrank_pipelines.kubeflow import connect
     from watchrank_pipelines.parameters import arguments
 
-    wanted, settings = find(pipeline), Config.load(config, override)
+    wanted, settings = for_kubeflow(pipeline), Config.load(config, override)
     given = arguments(wanted, settings, _pairs(parameter))
     with connect(settings.kubeflow) as kubeflow:
         run = kubeflow.submit(wanted, given)
@@ -126,13 +135,13 @@ def schedule(
     override: SetOption = None,
 ) -> None:
     """Make or replace the schedule of a pipeline on Kubeflow; list, pause, resume or delete schedules."""
-    from watchrank_pipelines.catalogue import find
+    from watchrank_pipelines.catalogue import for_kubeflow
     from watchrank_pipelines.kubeflow import connect
     from watchrank_pipelines.parameters import arguments
 
     if (action is Action.SET) != (cron is not None):
         raise InputError("--cron makes a schedule, and only that: give it to `schedule` without an action.")
-    wanted, settings = find(pipeline), Config.load(config, override)
+    wanted, settings = for_kubeflow(pipeline), Config.load(config, override)
     given = arguments(wanted, settings, _pairs(parameter)) if cron else {}
     with connect(settings.kubeflow) as kubeflow:
         if cron:

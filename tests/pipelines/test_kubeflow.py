@@ -239,7 +239,7 @@ def test_a_server_that_is_not_there_is_said_so(run, caplog):
         ([*SUBMIT, "--param=training={}"], "has no plain parameter training. Set it by --set."),
         ([*SUBMIT, "--param=nothing=1"], "has no plain parameter nothing. It has workspace, data, "),
         ([*SUBMIT, "--param=nothing"], "Cannot read the parameter 'nothing'. Write name=value."),
-        ([*SUBMIT, "--pipeline=nothing"], "There is no pipeline 'nothing'. There is training"),
+        ([*SUBMIT, "--pipeline=nothing"], "There is no pipeline 'nothing'. There is feature, training"),
         ([*SCHEDULE, "@daily"], "The cron expression '@daily' has 1 fields."),
         (["schedule"], "--cron makes a schedule"),
         (["schedule", "pause", "--cron=0 3 * * *"], "--cron makes a schedule"),

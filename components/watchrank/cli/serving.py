@@ -179,18 +179,16 @@ def rollback(
 
     `deploy --release` and `push --release` name another one.
     """
-    if store is not None:
-        from watchrank.deployment.release_store import ReleaseStore
-
-        there = ReleaseStore(store)
-        there.serve(there.release_before())
-        _print_pointer(there)
-        return
-    from watchrank.deployment.deploy import deploy, release_before
+    from watchrank.deployment.release_store import ReleaseStore
+    from watchrank.deployment.rollback import roll_back
 
     place, settings = Workspace(workspace), Config.load(config, override)
-    folder = _release(place, release_before(place.model_repository, ENDPOINT))
-    console.print(deploy(folder, place.model_repository, _reached(place, settings)))
+    reached = settings.deployment if store else _reached(place, settings)
+    before, now = roll_back(place.releases, place.model_repository, store, None, reached)
+    if store:
+        _print_pointer(ReleaseStore(store))
+    else:
+        console.print(f"Release {now} serves. Before it did release {before}.")
 
 
 @app.command()
