@@ -1,6 +1,6 @@
 """Components of the ranker: train, evaluate."""
 
-from kfp.dsl import HTML, Dataset, Input, Markdown, Metrics, Model, Output
+from kfp.dsl import HTML, ClassificationMetrics, Dataset, Input, Markdown, Metrics, Model, Output
 
 from watchrank_components.image import component
 
@@ -39,6 +39,7 @@ def evaluate_ranking(
     model_repository: str,
     gates: dict,
     metrics: Output[Metrics],
+    roc: Output[ClassificationMetrics],
     results: Output[Dataset],
     report: Output[HTML],
     gate: Output[Markdown],
@@ -53,6 +54,7 @@ def evaluate_ranking(
         model_repository: what Triton serves from: the champion.
         gates: settings: by how much the model may be worse.
         metrics: of the ranker.
+        roc: how the expected watch time tells clicks, as a curve.
         results: all metrics and tables, as JSON.
         report: the page with the plots.
         gate: the decision, with each comparison.
@@ -71,6 +73,7 @@ def evaluate_ranking(
     found = evaluate_ranking(trained, data, folder, Path(truth) if truth else None)
     for name, value in named_metrics(found).items():
         metrics.log_metric(name, value)
+    roc.log_roc_curve(*found["roc"])
     champion = Workspace(Path(workspace)).release(serving(Path(model_repository), "ranking"))
     decision = gate_ranking(trained, data, champion, folder, parse(GateSettings, gates, "gates"))
     for file, artifact in {"metrics.json": results, "report.html": report, "gate.md": gate}.items():

@@ -67,6 +67,24 @@ def test_auc_by_hand():
     assert np.isnan(metrics.auc(np.array([0.1]), np.array([True])))
 
 
+def test_the_roc_curve_by_hand():
+    curve = metrics.roc_curve(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
+    assert curve[1:].tolist() == [[0.0, 0.5, 0.8], [0.5, 1.0, 0.4], [1.0, 1.0, 0.1]]
+    assert curve[0, :2].tolist() == [0.0, 0.0]
+    assert curve[0, 2] > 0.8
+    assert metrics.roc_curve(np.array([1.0, 2.0]), np.array([True, True])).shape == (0, 3)
+
+
+def test_a_thinned_roc_curve_has_the_area_of_all_scores():
+    generator = np.random.default_rng(0)
+    positive = generator.random(20_000) < 0.3
+    scores = generator.normal(positive, 1.0)
+    false, true, thresholds = metrics.roc_curve(scores, positive, points=100).T
+    assert len(false) == 101
+    assert (np.diff(thresholds) < 0).all()
+    assert np.trapezoid(true, false) == pytest.approx(metrics.auc(scores, positive), abs=1e-3)
+
+
 def test_errors_and_sums_by_hand():
     predicted, seconds = np.array([1.0, 5.0]), np.array([2.0, 3.0])
     assert metrics.mae(predicted, seconds) == 1.5

@@ -58,6 +58,7 @@ def evaluate_ranking(model: Path, dataset: Path, output: Path, truth: Path | Non
         "model": ranker.kind,
         "models": {name: score(test, predicted) for name, predicted in predictions.items()},
         "calibration": calibration_tables(test, predictions["ranker"], data.manifest.get("surfaces", {})),
+        "roc": metrics.roc_curve(predictions["ranker"], test.impressions["clicked"]).T.tolist(),
     }
     if len(ranker.tasks) > 1:
         results["tasks"] = {task.name: score_task(task, test, answers[task.name]) for task in ranker.tasks}

@@ -75,6 +75,24 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
     return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
 
 
+def roc_curve(scores: np.ndarray, positive: np.ndarray, points: int = 100) -> np.ndarray:
+    """Return the ROC curve of `positive` (bool) by `scores` [points + 1, 3], from the highest threshold on.
+
+    A row is the false and the true positive rate of answering "positive" from a score on, and that score;
+    the first is (0, 0) above all scores. No rows when there is one class only.
+    """
+    positive = positive.astype(bool)
+    if positive.all() or not positive.any():
+        return np.empty((0, 3))
+    order = np.argsort(-scores, kind="stable")
+    ordered, hits = scores[order], np.cumsum(positive[order])
+    last = np.unique([*np.flatnonzero(np.diff(ordered)), len(ordered) - 1])
+    last = last[np.unique(np.linspace(0, len(last) - 1, points).astype(np.int64))]
+    found, misses = hits[last], last + 1 - hits[last]
+    rates = np.column_stack([misses / misses[-1], found / found[-1], ordered[last]])
+    return np.vstack([[0.0, 0.0, np.nextafter(ordered[0], np.inf)], rates])
+
+
 def log_loss(predicted: np.ndarray, positive: np.ndarray) -> float:
     """Mean negative log-likelihood of `positive` (1 or 0) under the predicted probabilities; NaN of none."""
     if not len(predicted):
