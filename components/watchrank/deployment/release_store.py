@@ -11,7 +11,7 @@ pushes of one number at the same time: when they differ they mix, which `pull` f
 import json
 import re
 import shutil
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -139,13 +139,16 @@ class ReleaseStore:
             raise DeploymentError(f"{self.url}/{POINTER} names no release; name one with `watchrank push`.")
         return number
 
-    def serve(self, number: int) -> None:
-        """Name the release that shall serve; those who follow the store take it up.
+    def serve(self, number: int | None) -> None:
+        """Name the release that shall serve; those who follow the store take it up. None names none again.
 
         Raises:
             InputError: the store holds no such release.
             DeploymentError: its manifest is damaged.
         """
+        if number is None:
+            self._remove(POINTER)
+            return
         self.manifest(number)
         self._put(POINTER, {"release": number})
 
@@ -188,6 +191,10 @@ class ReleaseStore:
         with self._usable():
             self._write(fresh, BytesIO(json.dumps(value, indent=2, sort_keys=True).encode()))
             self._files.move(self._at(fresh), self._at(name))
+
+    def _remove(self, name: str) -> None:
+        with self._usable(), suppress(FileNotFoundError):
+            self._files.delete_file(self._at(name))
 
     def _fetch(self, number: int, name: str, expected: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -72,7 +72,8 @@ def test_a_folder_of_this_machine_is_read_where_it_lies(tmp_path):
     ],
 )
 def test_only_what_the_source_reads_is_fetched(upload, source, fetched):
-    others = {"README.md", "users.csv.bak", "deep/users.csv", "impressions/deep/a.parquet", "searches/b.txt"}
+    others = {"README.md", "users.csv.bak", "deep/users.csv", "users.parquet/users.csv"}
+    others |= {"impressions/deep/a.parquet", "searches/b.txt"}
     every = {"users.csv", "impressions.parquet", "impressions/a.parquet", "searches/b.csv.gz"}
     every |= {"log_standard_4_08.csv", "ratings.csv", SEQUENCES}
     with local_log(upload(dict.fromkeys(others | every, b"x")), source) as folder:
