@@ -76,6 +76,16 @@ def test_an_interrupted_wait_lets_the_former_release_be_named(store, monkeypatch
     assert store.serving() == 1
 
 
+def test_after_a_rollout_that_was_killed_what_triton_serves_is_the_former_release(store, monkeypatch):
+    store.serve(3)
+    with pytest.raises(DeploymentError, match=r"s3://\S+ names release 3"):
+        switch(3, store, NOWHERE, 0)
+    monkeypatch.setattr(rollout, "serving", lambda endpoints, settings: 1)
+    with pytest.raises(DeploymentError, match=r"s3://\S+ names release 1"):
+        switch(3, store, NOWHERE, 0)
+    assert store.serving() == 1
+
+
 def test_a_pointer_that_cannot_be_put_back_is_named(store, monkeypatch):
     def damaged(endpoints, settings):
         overwrite(store, "serving.json", b"{")

@@ -64,7 +64,7 @@ def switch(number: int, store: ReleaseStore, settings: DeploymentSettings, timeo
         DeploymentError: the store cannot be used, or the release did not serve in time.
     """
     endpoints = store.manifest(number)["endpoints"]
-    with _named(number, store):
+    with _named(number, _former(number, endpoints, store, settings), store):
         deadline = time.monotonic() + timeout_seconds
         while (fault := _fault(number, endpoints, settings)) is not None:
             if time.monotonic() > deadline:
@@ -83,10 +83,22 @@ def _fault(number: int, endpoints: list[str], settings: DeploymentSettings) -> s
     return f"Triton at {settings.grpc_url} serves {f'release {found}' if found else 'no whole release'}"
 
 
+def _former(
+    number: int, endpoints: list[str], store: ReleaseStore, settings: DeploymentSettings
+) -> int | None:
+    """Return what the store names, or what Triton serves when a run that was killed has named the release."""
+    named = store.serving()
+    if named != number:
+        return named
+    try:
+        return serving(endpoints, settings) or number
+    except DeploymentError:
+        return number
+
+
 @contextmanager
-def _named(number: int, store: ReleaseStore) -> Iterator[None]:
+def _named(number: int, before: int | None, store: ReleaseStore) -> Iterator[None]:
     """Let a store name a release; when the block fails, let it name the one of before."""
-    before = store.serving()
     store.serve(number)
     try:
         yield
