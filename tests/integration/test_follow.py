@@ -4,9 +4,11 @@ import json
 import logging
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,10 +21,10 @@ from pyarrow.fs import FileSystem
 from watchrank.deployment import follow as module
 from watchrank.deployment import model_repository
 from watchrank.deployment.administration import admin_headers
-from watchrank.deployment.deploy import serving
 from watchrank.deployment.follow import follow, follow_once
 from watchrank.deployment.local_server import LocalTriton
 from watchrank.deployment.release_store import ReleaseStore
+from watchrank.deployment.rollout import champion, roll_out, switch
 from watchrank.errors import DeploymentError, InputError
 from watchrank.export.triton_config import triton_config
 from watchrank.releases import checksums
@@ -139,6 +141,12 @@ def damage(store, number):
         target.write(bytes(content))
 
 
+def remove(store, name):
+    """Remove an object of the store."""
+    files, root = FileSystem.from_uri(store.url)
+    files.delete_file(f"{root}/{name}")
+
+
 class Looks:
     """In the place of the event that stops following: a clock that ends after some looks, and acts before."""
 
@@ -186,17 +194,25 @@ def test_two_tritons_serve_the_same_release(follower, store, triton_venv, tmp_pa
                 assert each.answer() == number
 
 
-def test_a_triton_that_was_started_anew_gets_its_release_again(store, triton_venv, tmp_path):
+def test_a_triton_that_was_started_anew_gets_its_release_again(
+    store, triton_venv, tmp_path, monkeypatch, caplog
+):
     server = LocalTriton(
         venv=triton_venv, repository=tmp_path / "model_repository", state=tmp_path / "triton"
     )
     follower = Follower(server, tmp_path)
     with server:
         follower.follow_once(store)
-    with server:
-        assert serving(["multiply"], server.settings) is None
-        assert follower.follow_once(store).release == 1
+    try:
+        looks = Looks(monkeypatch, 2, after_1=server.start)
+        with caplog.at_level(logging.INFO, logger="watchrank"):
+            follower.follow(store, looks)
+        messages = [record.getMessage() for record in caplog.records]
+        assert re.search("No Triton can be reached at", messages[0])
+        assert messages[1:] == ["Release 1 serves."]
         assert follower.answer() == 1
+    finally:
+        server.stop()
 
 
 def test_a_damaged_release_is_refused(follower, store):
@@ -215,6 +231,33 @@ def test_a_release_that_answers_wrongly_is_refused(follower, store, tmp_path):
     store.serve(3)
     with pytest.raises(DeploymentError, match=r"Release 3 was taken back: .*release 1 serves on"):
         follower.follow_once(store)
+    assert follower.answer() == 1
+
+
+@pytest.mark.parametrize(
+    ("gone", "fault"),
+    [
+        ("multiply/model.onnx", "Release 2 in s3://.* is damaged: multiply/model.onnx is missing"),
+        ("manifest.json", r"holds no release 2. There are: \[1\]"),
+    ],
+)
+def test_a_release_of_which_an_object_is_gone_is_refused(follower, store, gone, fault):
+    follower.follow_once(store)
+    store.serve(2)
+    remove(store, f"releases/000002/{gone}")
+    with pytest.raises((DeploymentError, InputError), match=fault):
+        follower.follow_once(store)
+    assert follower.answer() == 1
+    assert follower.pulled_releases() == {"000001"}
+
+
+def test_what_was_pulled_is_loaded_again_without_its_files_in_the_store(follower, store):
+    follower.follow_once(store)
+    for name in ("multiply/model.onnx", "golden.json"):
+        remove(store, f"releases/000001/{name}")
+    assert follower.follow_once(store) is None
+    follower.clear()
+    assert follower.follow_once(store).release == 1
     assert follower.answer() == 1
 
 
@@ -281,6 +324,59 @@ def test_a_store_that_cannot_be_reached_stops_nothing(follower, tmp_path, s3, mo
     assert re.search(r"The release store s3://.* cannot be used .*[Cc]onnect", messages[0])
     assert messages[1:] == ["Release 2 serves."]
     assert served == [1]
+
+
+def test_a_store_that_cannot_be_reached_at_first_is_followed_later(follower, store, monkeypatch, caplog):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    looks = Looks(monkeypatch, 2, after_1=server.start)
+    with caplog.at_level(logging.INFO, logger="watchrank"):
+        follower.follow(ReleaseStore(store.url), looks)
+    server.stop()
+    messages = [record.getMessage() for record in caplog.records]
+    assert re.search(r"The release store s3://.* cannot be used .*[Cc]onnect", messages[0])
+    assert messages[1:] == ["Release 1 serves."]
+    assert follower.answer() == 1
+
+
+# -- Deploying through the store -------------------------------------------------------------------
+
+
+@pytest.fixture
+def following(follower, store):
+    """A Triton that serves what the store names, as long as the test lasts."""
+    looks = SimpleNamespace(interval=0.1, wait=(stop := Event()).wait)
+    thread = Thread(target=follower.follow, args=(store, looks))
+    thread.start()
+    yield follower
+    stop.set()
+    thread.join()
+
+
+def test_a_rollout_ends_once_triton_serves_the_release(following, store, tmp_path):
+    assert roll_out(make_release(tmp_path / "3", 3), store, following.settings, 60) == 3
+    assert following.answer() == 3
+    assert store.serving() == 3
+    switch(2, store, following.settings, 60)
+    assert following.answer() == 2
+    assert champion(store, tmp_path / "releases") == tmp_path / "releases" / "000002"
+
+
+def test_a_release_that_answers_wrongly_does_not_stay_named(following, store, tmp_path):
+    switch(1, store, following.settings, 60)
+    wrong = make_release(tmp_path / "wrong", 3, golden=4)
+    sentence = (
+        r"^Release 3 does not serve: Triton at \S+ serves release 1 after 5 s; s3://\S+ names release 1\. "
+    )
+    with pytest.raises(DeploymentError, match=sentence):
+        roll_out(wrong, store, following.settings, 5)
+    assert store.serving() == 1
+    assert following.answer() == 1
+    switch(2, store, following.settings, 60)
+    assert following.answer() == 2
 
 
 # -- The command line ------------------------------------------------------------------------------

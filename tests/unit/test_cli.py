@@ -58,6 +58,11 @@ def test_a_workspace_holds_one_simulated_log(tmp_path):
     ("arguments", "code", "sentence"),
     [
         (["ingest", "--data", "nowhere"], 2, "nowhere"),
+        (
+            ["ingest", "--data", "gs://bucket/log"],
+            2,
+            "gs://bucket/log is no log; give the path of a folder or",
+        ),
         (["ingest", "--source", "tiktok"], 2, "give one of own, kuairand"),
         (["settings", "--set", "training.epocs=3"], 2, "training.epocs: Extra inputs are not permitted"),
         (["settings", "--set", "training"], 2, "Write section.key=value"),

@@ -218,6 +218,10 @@ def test_the_pointer_names_a_release_that_is_there(store, tmp_path):
     assert store.serving() == 3
     with pytest.raises(InputError, match="holds no release before 3"):
         store.release_before()
+    for _ in range(2):
+        store.serve(None)
+        assert store.serving() is None
+    assert store.numbers() == [3, 7, 12]
 
 
 def test_who_reads_the_pointer_while_it_is_written_gets_the_former_one(store, tmp_path, monkeypatch):

@@ -48,7 +48,8 @@ def simulate(
 @app.command()
 def ingest(
     data: Annotated[
-        Path | None, typer.Option(help="folder of the log; <workspace>/log when not given")
+        str | None,
+        typer.Option(help="folder of the log or s3://bucket/prefix; <workspace>/log when not given"),
     ] = None,
     source: Annotated[str, typer.Option(help="format of the log: own, kuairand or movielens")] = "own",
     workspace: WorkspaceOption = HERE,
@@ -57,10 +58,11 @@ def ingest(
 ) -> None:
     """Read a log into <workspace>/events: typed, deduplicated, by day; bad rows go to its quarantine."""
     from watchrank.ingestion import ingest
+    from watchrank.ingestion.location import local_log
 
     place, settings = Workspace(workspace), Config.load(config, override)
-    with console.status("ingesting"):
-        report = ingest(data or place.log, source, place.events, settings.ingestion, settings.engine)
+    with console.status("ingesting"), local_log(data or str(place.log), source) as log:
+        report = ingest(log, source, place.events, settings.ingestion, settings.engine)
     for name, table in report.tables.items():
         bad = ", ".join(f"{count:,} {reason}" for reason, count in table.quarantined.items()) or "none"
         console.print(f"{name}: {table.rows:,} rows; quarantined: {bad}.")

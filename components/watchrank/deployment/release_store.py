@@ -11,16 +11,16 @@ pushes of one number at the same time: when they differ they mix, which `pull` f
 import json
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from uuid import uuid4
 
-from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
+from pyarrow.fs import FileSelector
 
 from watchrank.errors import DeploymentError, InputError
+from watchrank.object_storage import connect, usable
 from watchrank.releases import MANIFEST, checksum, read_manifest, verify
 from watchrank.storage import atomic_path, locked, write_json
 
@@ -41,15 +41,15 @@ class ReleaseStore:
         """Open a store; a folder that is not there is made by the first push.
 
         Args:
-            url: path of a folder, or s3://bucket/prefix; the bucket must exist. Key, region and address of
-                S3 come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL.
+            url: path of a folder, or s3://bucket/prefix (see `watchrank.object_storage`); the bucket must
+                exist.
 
         Raises:
             InputError: the URL is of another kind, or names no bucket.
         """
         self.url = url
         with self._usable():
-            self._files, self._root = _connect(url)
+            self._files, self._root = connect(url, "release store")
 
     def push(self, release: Path) -> int:
         """Put a release into the store; return its number. One that is there already is left alone.
@@ -139,13 +139,16 @@ class ReleaseStore:
             raise DeploymentError(f"{self.url}/{POINTER} names no release; name one with `watchrank push`.")
         return number
 
-    def serve(self, number: int) -> None:
-        """Name the release that shall serve; those who follow the store take it up.
+    def serve(self, number: int | None) -> None:
+        """Name the release that shall serve; those who follow the store take it up. None names none again.
 
         Raises:
             InputError: the store holds no such release.
             DeploymentError: its manifest is damaged.
         """
+        if number is None:
+            self._remove(POINTER)
+            return
         self.manifest(number)
         self._put(POINTER, {"release": number})
 
@@ -189,6 +192,10 @@ class ReleaseStore:
             self._write(fresh, BytesIO(json.dumps(value, indent=2, sort_keys=True).encode()))
             self._files.move(self._at(fresh), self._at(name))
 
+    def _remove(self, name: str) -> None:
+        with self._usable(), suppress(FileNotFoundError):
+            self._files.delete_file(self._at(name))
+
     def _fetch(self, number: int, name: str, expected: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -216,35 +223,8 @@ class ReleaseStore:
         with target:
             shutil.copyfileobj(source, target, _CHUNK)
 
-    @contextmanager
-    def _usable(self) -> Iterator[None]:
-        """Say in one sentence why the store fails; that something is not there is for the caller to judge."""
-        try:
-            yield
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise DeploymentError(
-                f"The release store {self.url} cannot be used ({reason}); check the address, the rights "
-                "and, for S3, the AWS variables."
-            ) from error
-
-
-def _connect(url: str) -> tuple[FileSystem, str]:
-    """Return the file system of a store and the store's path on it."""
-    if "://" not in url:
-        return LocalFileSystem(), str(Path(url).absolute())
-    wrong = f"{url} is no release store; give the path of a folder or s3://bucket/prefix."
-    if not url.startswith("s3://"):
-        raise InputError(wrong)
-    try:
-        files, root = FileSystem.from_uri(f"{url}?allow_delayed_open=true")  # a small object is one request
-    except ValueError:
-        raise InputError(wrong) from None
-    if not root:
-        raise InputError(wrong)
-    return files, root
+    def _usable(self) -> AbstractContextManager[None]:
+        return usable(f"release store {self.url}", DeploymentError)
 
 
 def _path(number: int, name: str) -> str:
