@@ -21,7 +21,7 @@ COMPONENTS = [
 ]
 
 
-SECTIONS = set(Config.model_fields) - {"serving", "kubeflow"}
+SECTIONS = set(Config.model_fields) - {"serving", "kubeflow", "cluster", "launch", "spark"}
 
 
 @pytest.fixture(scope="module")
