@@ -497,6 +497,14 @@ class TrainingPodSettings(PodSettings):
     tolerations: tuple[TolerationSettings, ...] = ()
 
 
+class OperatorSettings(Settings):
+    """How an operator's job is followed."""
+
+    namespace: MaybeName = Field("", description="of the job; in a pod its own when empty")
+    timeout_seconds: float = Field(86_400, ge=1, description="after which the job is given up")
+    poll_seconds: float = Field(5, gt=0, description="from one look at the job to the next")
+
+
 class ClusterSettings(TrainingPodSettings):
     """How compiled pipelines sit on a cluster. Quantities, accelerators and nodes are of training tasks."""
 
@@ -505,14 +513,12 @@ class ClusterSettings(TrainingPodSettings):
     image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = ""
 
 
-class LaunchSettings(TrainingPodSettings):
+class LaunchSettings(TrainingPodSettings, OperatorSettings):
     """Training on several processes, or on several nodes by a TrainJob of Kubeflow Trainer."""
 
     nodes: int = Field(1, ge=1, description="more than one: a TrainJob; dataset and output on the workspace")
     processes: int = Field(1, ge=1, description="processes a node; with accelerators one each")
     runtime: ObjectName = Field("torch-distributed", description="ClusterTrainingRuntime of the TrainJob")
-    namespace: MaybeName = Field("", description="of the TrainJob; in a pod its own when empty")
-    timeout_seconds: int = Field(86_400, ge=1, description="after which a TrainJob is given up")
 
     @model_validator(mode="after")
     def _an_accelerator_each(self) -> Self:
@@ -521,7 +527,7 @@ class LaunchSettings(TrainingPodSettings):
         return self
 
 
-class SparkSettings(PodSettings):
+class SparkSettings(PodSettings, OperatorSettings):
     """Ingestion and features on a cluster by a SparkApplication of the Spark Operator."""
 
     spark_version: str = Field("4.0.5", description="of the image")
@@ -530,7 +536,6 @@ class SparkSettings(PodSettings):
         description="URL of the image's file that runs `watchrank`, such as local:///app/__main__.py; "
         "empty: where this installation has it",
     )
-    namespace: MaybeName = Field("", description="of the SparkApplication; in a pod its own when empty")
     service_account: ObjectName = Field("spark-operator-spark", description="by which the driver makes pods")
     driver_cores: int = Field(1, ge=1)
     driver_memory: str = Field("2g", description="as Spark reads it", pattern=r"^\d+[kmgt]$")
@@ -538,7 +543,6 @@ class SparkSettings(PodSettings):
     executor_cores: int = Field(2, ge=1)
     executor_memory: str = Field("4g", description="as Spark reads it", pattern=r"^\d+[kmgt]$")
     arguments: tuple[str, ...] = Field((), description="further words of the `watchrank` command")
-    timeout_seconds: int = Field(86_400, ge=1, description="after which a SparkApplication is given up")
 
 
 class Config(Settings):
