@@ -8,14 +8,8 @@ from typing import Any, Literal
 
 import watchrank
 from watchrank.config import SparkSettings
-from watchrank.kubernetes_jobs import (
-    Kind,
-    Status,
-    require_shared,
-    run_job,
-    secret_variables,
-    workspace_volume,
-)
+from watchrank.kubernetes_jobs import Kind, Status, run_job
+from watchrank.kubernetes_pods import require_shared, secret_variables, workspace_volume
 
 Stage = Literal["ingest", "features"]
 

@@ -9,7 +9,7 @@ from kfp.dsl import Dataset, Metrics, Model
 from watchrank.config import Config
 from watchrank.ingestion import ingest
 from watchrank.workspace import Workspace
-from watchrank_components import candidates, data, monitoring, ranking, serving, text
+from watchrank_components import candidates, data, monitoring, ranking, serving, spark, text
 from watchrank_pipelines.local import run_training
 from watchrank_pipelines.training import training_pipeline
 
@@ -59,7 +59,9 @@ def test_compilation_is_deterministic(spec, tmp_path):
     assert next(yaml.safe_load_all((tmp_path / "again.yaml").read_text())) == spec
 
 
-@pytest.mark.parametrize("component", COMPONENTS, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "component", [*COMPONENTS, spark.ingest_on_spark, spark.build_features_on_spark], ids=lambda c: c.name
+)
 def test_a_component_is_its_imports_and_one_call(component):
     source = inspect.getsource(component.python_func)
     body = source.split('"""')[2].strip().splitlines()

@@ -6,14 +6,8 @@ The runtime `torch-distributed` starts a pod a node and tells torchrun of the ot
 from typing import Any
 
 from watchrank.config import LaunchSettings, TolerationSettings
-from watchrank.kubernetes_jobs import (
-    Kind,
-    Status,
-    require_shared,
-    run_job,
-    secret_variables,
-    workspace_volume,
-)
+from watchrank.kubernetes_jobs import Kind, Status, run_job
+from watchrank.kubernetes_pods import require_shared, secret_variables, workspace_volume
 from watchrank.training.jobs import TrainingJob
 
 _NODE = "node"
