@@ -17,6 +17,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from watchrank.errors import InputError
@@ -456,6 +457,94 @@ class KubeflowSettings(Settings):
     ca_file: Path | None = Field(None, description="certificate authority of the host, in PEM")
 
 
+Quantity = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?(m|k|[KMGTPE]i|[MGTPE])?)?$")]
+ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+SecretKey = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$")]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+MaybeName = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")]
+
+
+class TolerationSettings(Settings):
+    """A taint of nodes that pods may bear."""
+
+    key: str = Field("", description="of the taint; empty with `Exists`: every one")
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    seconds: int | None = Field(None, description="how long, with `NoExecute`; for ever when not set")
+
+
+class PodSettings(Settings):
+    """What every pod has: its image, the volume of the workspace, the names of its secrets."""
+
+    image: str = Field("", description="image that holds the project")
+    workspace_claim: MaybeName = Field("", description="PersistentVolumeClaim of the workspace; empty: none")
+    workspace_path: Path = Field(Path("/workspace"), description="where that volume is mounted in every pod")
+    secrets: dict[ObjectName, dict[SecretKey, Variable]] = Field(
+        {}, description="Secret -> its keys -> the environment variables that hold their values"
+    )
+
+
+class TrainingPodSettings(PodSettings):
+    """What a pod that trains has beside that. Amounts are Kubernetes quantities; empty: not set."""
+
+    cpu: Quantity = Field("", description="cores, requested and allowed, such as 4 or 500m")
+    memory: Quantity = Field("", description="requested and allowed, such as 16Gi")
+    shared_memory: Quantity = Field("", description="size of /dev/shm, part of the memory, such as 2Gi")
+    accelerator: str = Field("nvidia.com/gpu", description="resource name of the accelerator")
+    accelerators: int = Field(0, ge=0, description="accelerators a pod")
+    node_selector: dict[str, str] = Field({}, description="labels of the nodes that may run it")
+    tolerations: tuple[TolerationSettings, ...] = ()
+
+
+class OperatorSettings(Settings):
+    """How an operator's job is followed."""
+
+    namespace: MaybeName = Field("", description="of the job; in a pod its own when empty")
+    timeout_seconds: float = Field(86_400, ge=1, description="after which the job is given up")
+    poll_seconds: float = Field(5, gt=0, description="from one look at the job to the next")
+
+
+class ClusterSettings(TrainingPodSettings):
+    """How compiled pipelines sit on a cluster. Quantities, accelerators and nodes are of training tasks."""
+
+    image: str = Field("", description="image of the tasks; empty: the one that components name")
+    training_image: str = Field("", description="image of training tasks, with CUDA; empty: as the others")
+    image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = ""
+
+
+class LaunchSettings(TrainingPodSettings, OperatorSettings):
+    """Training on several processes, or on several nodes by a TrainJob of Kubeflow Trainer."""
+
+    nodes: int = Field(1, ge=1, description="more than one: a TrainJob; dataset and output on the workspace")
+    processes: int = Field(1, ge=1, description="processes a node; with accelerators one each")
+    runtime: ObjectName = Field("torch-distributed", description="ClusterTrainingRuntime of the TrainJob")
+
+    @model_validator(mode="after")
+    def _an_accelerator_each(self) -> Self:
+        if 0 < self.accelerators < self.processes:
+            raise ValueError(f"{self.processes} processes a node share {self.accelerators} accelerators")
+        return self
+
+
+class SparkSettings(PodSettings, OperatorSettings):
+    """Ingestion and features on a cluster by a SparkApplication of the Spark Operator."""
+
+    spark_version: str = Field("4.0.5", description="of the image")
+    application: str = Field(
+        "",
+        description="URL of the image's file that runs `watchrank`, such as local:///app/__main__.py; "
+        "empty: where this installation has it",
+    )
+    service_account: ObjectName = Field("spark-operator-spark", description="by which the driver makes pods")
+    driver_cores: int = Field(1, ge=1)
+    driver_memory: str = Field("2g", description="as Spark reads it", pattern=r"^\d+[kmgt]$")
+    executors: int = Field(2, ge=1)
+    executor_cores: int = Field(2, ge=1)
+    executor_memory: str = Field("4g", description="as Spark reads it", pattern=r"^\d+[kmgt]$")
+    arguments: tuple[str, ...] = Field((), description="further words of the `watchrank` command")
+
+
 class Config(Settings):
     """The whole configuration of a run."""
 
@@ -479,6 +568,9 @@ class Config(Settings):
     drift: DriftSettings = DriftSettings()
     serving: ServingSettings = ServingSettings()
     kubeflow: KubeflowSettings = KubeflowSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    launch: LaunchSettings = LaunchSettings()
+    spark: SparkSettings = SparkSettings()
 
     @classmethod
     def load(cls, path: Path | None = None, overrides: list[str] | None = None) -> Self:

@@ -39,3 +39,7 @@ class GateError(WatchrankError):
     """A model is not better than what it must beat."""
 
     exit_code = 6
+
+
+class JobError(WatchrankError):
+    """Work that was handed to other processes or to a cluster failed; its log stands above."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
@@ -90,17 +91,19 @@ def _print_metrics(reports: Path) -> None:
 @app.command(name="compile")
 def compile_pipelines(
     output: Annotated[Path, typer.Option(help="folder of the YAML files")] = Path("build/pipelines"),
+    config: ConfigOption = None,
+    override: SetOption = None,
 ) -> None:
-    """Write every pipeline's YAML for the Kubeflow UI."""
-    from kfp import compiler
-
+    """Write every pipeline's YAML for the Kubeflow UI, for the cluster that the settings describe."""
     from watchrank_pipelines.catalogue import PIPELINES, for_kubeflow
+    from watchrank_pipelines.cluster import placed
 
+    settings = Config.load(config, override).cluster
     for name in PIPELINES:
         pipeline = for_kubeflow(name)
         target = output / f"{pipeline.name}.yaml"
         with atomic_path(target) as fresh:
-            compiler.Compiler().compile(pipeline, str(fresh))
+            fresh.write_text(yaml.safe_dump_all(placed(pipeline, settings)))
         console.print(f"{target}")
 
 
@@ -118,7 +121,7 @@ def submit(
 
     wanted, settings = for_kubeflow(pipeline), Config.load(config, override)
     given = arguments(wanted, settings, _pairs(parameter))
-    with connect(settings.kubeflow) as kubeflow:
+    with connect(settings.kubeflow, settings.cluster) as kubeflow:
         run = kubeflow.submit(wanted, given)
     console.print(f"Started {run.display_name}", soft_wrap=True)
 
@@ -143,7 +146,7 @@ def schedule(
         raise InputError("--cron makes a schedule, and only that: give it to `schedule` without an action.")
     wanted, settings = for_kubeflow(pipeline), Config.load(config, override)
     given = arguments(wanted, settings, _pairs(parameter)) if cron else {}
-    with connect(settings.kubeflow) as kubeflow:
+    with connect(settings.kubeflow, settings.cluster) as kubeflow:
         if cron:
             kubeflow.schedule(wanted, cron, given)
         elif action is Action.PAUSE:

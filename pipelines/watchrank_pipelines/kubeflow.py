@@ -13,7 +13,6 @@ from typing import Any
 
 import kfp
 import yaml
-from kfp import compiler
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 from kfp.dsl.base_component import BaseComponent
 from kfp_server_api import (
@@ -27,8 +26,9 @@ from kfp_server_api import (
 from urllib3.exceptions import HTTPError
 
 import watchrank
-from watchrank.config import KubeflowSettings
+from watchrank.config import ClusterSettings, KubeflowSettings
 from watchrank.errors import InputError, WatchrankError
+from watchrank_pipelines.cluster import placed
 
 _REMEDIES = {
     400: "Correct what it names",
@@ -47,8 +47,8 @@ class KubeflowError(WatchrankError):
 
 
 @contextmanager
-def connect(settings: KubeflowSettings) -> "Iterator[Kubeflow]":
-    """Yield the server that the settings name, once it has answered.
+def connect(settings: KubeflowSettings, cluster: ClusterSettings) -> "Iterator[Kubeflow]":
+    """Yield the server that the settings name, once it has answered; its runs sit on `cluster`.
 
     Raises:
         InputError: a file of the settings cannot be read, or the server wants a namespace.
@@ -60,7 +60,7 @@ def connect(settings: KubeflowSettings) -> "Iterator[Kubeflow]":
         namespace = settings.namespace or client.get_user_namespace()
         if several and not namespace:
             raise InputError(f"Kubeflow at {settings.host} has many users. Set kubeflow.namespace.")
-        yield Kubeflow(client, settings, namespace)
+        yield Kubeflow(client, settings, cluster, namespace)
     except ApiException as error:
         remedy = _REMEDIES.get(error.status, "Look at the log of its ml-pipeline pod, then try again")
         reason = f"{error.status} {error.reason}{_message(error)}"
@@ -75,16 +75,19 @@ def connect(settings: KubeflowSettings) -> "Iterator[Kubeflow]":
 class Kubeflow:
     """What this project keeps on a server: one pipeline and at most one schedule of each name."""
 
-    def __init__(self, client: kfp.Client, settings: KubeflowSettings, namespace: str) -> None:
+    def __init__(
+        self, client: kfp.Client, settings: KubeflowSettings, cluster: ClusterSettings, namespace: str
+    ) -> None:
         self._client = client
         self._settings = settings
+        self._cluster = cluster
         self._namespace = namespace or None
 
     def upload(self, pipeline: BaseComponent) -> V2beta1PipelineVersion:
         """Upload the pipeline as a version named by the code version; one that is there is taken as it is."""
         with TemporaryDirectory() as folder:
             package = Path(folder) / f"{pipeline.name}.yaml"
-            compiler.Compiler().compile(pipeline, str(package))
+            package.write_text(yaml.safe_dump_all(placed(pipeline, self._cluster)))
             name, owner = version_name(package.read_bytes()), self._pipeline_id(pipeline.name)
             found = self._client.list_pipeline_versions(owner, filter=_named(name)).pipeline_versions
             return found[0] if found else self._client.upload_pipeline_version(package, name, owner)
@@ -191,8 +194,7 @@ class Kubeflow:
 def version_name(package: bytes) -> str:
     """Return the name of a compiled pipeline: the version, git's short hash if there is one, and a checksum.
 
-    The checksum tells apart pipelines that were compiled from one commit with changes on top. It is of the
-    content, for the comments that KFP writes come in another order in each process.
+    The checksum tells apart pipelines of one commit with changes on top, or for another cluster.
     """
     content = json.dumps(list(yaml.safe_load_all(package)), sort_keys=True)
     parts = [watchrank.__version__, _commit(), hashlib.sha256(content.encode()).hexdigest()[:8]]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from flask import Flask, Response, abort, request
 from google.protobuf.json_format import ParseDict
-from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
+from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec, PlatformSpec
 from werkzeug.serving import make_server
 
 PARAMETER_TYPES = {"STRING": str, "STRUCT": dict, "NUMBER_INTEGER": int, "BOOLEAN": bool}
@@ -110,13 +110,17 @@ class Server:
 
     def upload_version(self):
         owner, name = request.args.get("pipelineid"), request.args.get("name")
-        spec = next(yaml.safe_load_all(request.files["uploadfile"].read()))
+        spec, *platform = yaml.safe_load_all(request.files["uploadfile"].read())
         ParseDict(spec, PipelineSpec())
+        content = {"pipeline_spec": spec}
+        if platform:
+            ParseDict(platform[0], PlatformSpec())
+            content["platform_spec"] = platform[0]
         if owner not in self.pipelines:
             abort(404, f"Pipeline {owner} not found")
         unique({key: v for key, v in self.versions.items() if v.pipeline_id == owner}, name)
         made = api.V2beta1PipelineVersion(
-            pipeline_id=owner, display_name=name, name=name, pipeline_spec={"pipeline_spec": spec}
+            pipeline_id=owner, display_name=name, name=name, pipeline_spec=content
         )
         return keep(self.versions, made, "pipeline_version_id")
 

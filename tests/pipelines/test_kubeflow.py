@@ -92,6 +92,17 @@ def test_the_same_code_is_one_version_and_changed_code_another(run, server, monk
     assert last.pipeline_id == first.pipeline_id
 
 
+def test_another_cluster_is_another_version(run, server):
+    for image in ("registry/a:1", "registry/b:1", "registry/a:1"):
+        assert run(*SUBMIT, f"--set=cluster.image={image}", "--set=cluster.workspace_claim=work")[0] == 0
+    first, second = server.versions.values()
+    assert first.display_name != second.display_name
+    executors = first.pipeline_spec["pipeline_spec"]["deploymentSpec"]["executors"]
+    assert {executor["container"]["image"] for executor in executors.values()} == {"registry/a:1"}
+    mounts = first.pipeline_spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert {mount["pvcMount"][0]["constant"] for mount in mounts.values()} == {"work"}
+
+
 def test_a_version_names_the_commit_and_tells_packages_apart(tmp_path, monkeypatch):
     package = tmp_path / "watchrank" / "__init__.py"
     package.parent.mkdir()

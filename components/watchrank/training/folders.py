@@ -35,3 +35,15 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return json.loads((folder / "config.json").read_text()), load_file(folder / "weights.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"Cannot read the model {folder}: {error}. Train it again.") from None
+
+
+def read_curve(folder: Path) -> list[Epoch]:
+    """Return the learning curve of a model folder.
+
+    Raises:
+        InputError: the folder is not a model.
+    """
+    try:
+        return [Epoch(**line) for line in json.loads((folder / "learning_curve.json").read_text())]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"Cannot read the model {folder}: {error}. Train it again.") from None
