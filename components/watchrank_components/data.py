@@ -36,27 +36,48 @@ def prepare_log(data: str, source: str, workspace: str, simulation: dict) -> Nam
 
 
 @component
-def ingest(log: str, source: str, workspace: str, ingestion: dict, engine: dict, events: Output[Dataset]):
+def ingest(
+    log: str,
+    source: str,
+    workspace: str,
+    ingestion: dict,
+    engine: dict,
+    spark: dict,
+    run: str,
+    events: Output[Dataset],
+):
     """Type, deduplicate and partition a log by day; bad rows go to quarantine with their reason.
 
     Args:
-        log: folder of the log.
-        source: its format: own or kuairand.
+        log: folder of the log, or s3://.
+        source: its format: own, kuairand or movielens.
         workspace: the events are kept in it, by day.
         ingestion: settings: what counts as a good row.
         engine: settings of the engine.
+        spark: settings of a cluster to run on; here when it has no image.
+        run: id of the run; tried again, it takes up its job on Spark.
         events: the manifest of the events: rows, quarantine counts, checksum of each day.
     """
     import shutil
     from pathlib import Path
 
-    from watchrank.config import EngineSettings, IngestionSettings, parse
+    from watchrank.config import EngineSettings, IngestionSettings, SparkSettings, parse
     from watchrank.ingestion import ingest
+    from watchrank.ingestion.location import local_log
+    from watchrank.spark_application import run_on_spark
     from watchrank.workspace import Workspace
 
-    folder = Workspace(Path(workspace)).events
-    settings = parse(IngestionSettings, ingestion, "ingestion")
-    ingest(Path(log), source, folder, settings, parse(EngineSettings, engine, "engine"))
+    folder, cluster = Workspace(Path(workspace)).events, parse(SparkSettings, spark, "spark")
+    if cluster.image:
+        options = {"data": log, "source": source, "workspace": workspace}
+        run_on_spark("ingest", options, {"ingestion": ingestion, "engine": engine}, cluster, run)
+    else:
+        rules, here = (
+            parse(IngestionSettings, ingestion, "ingestion"),
+            parse(EngineSettings, engine, "engine"),
+        )
+        with local_log(log, source) as files:
+            ingest(files, source, folder, rules, here)
     shutil.copy(folder / "manifest.json", events.path)
     events.metadata["folder"] = str(folder)
 
@@ -93,6 +114,8 @@ def build_features(
     feature_repo: str,
     features: dict,
     engine: dict,
+    spark: dict,
+    run: str,
     store: Output[Dataset],
 ):
     """Build the feature tables, apply the Feast definitions and materialise the online store.
@@ -103,23 +126,28 @@ def build_features(
         feature_repo: folder of the Feast definitions.
         features: settings: how often features are renewed.
         engine: settings of the engine.
+        spark: settings of a cluster to run on; here when it has no image.
+        run: id of the run; tried again, it takes up its job on Spark.
         store: where the tables lie.
     """
     from datetime import UTC, datetime
     from pathlib import Path
 
-    from watchrank.config import EngineSettings, FeatureSettings, parse
+    from watchrank.config import EngineSettings, FeatureSettings, SparkSettings, parse
     from watchrank.feature_store import materialise, open_store
     from watchrank.features import build_features
+    from watchrank.spark_application import run_on_spark
     from watchrank.storage import write_json
     from watchrank.workspace import Workspace
 
-    place = Workspace(Path(workspace))
-    settings = parse(FeatureSettings, features, "features")
-    build_features(
-        Path(events.metadata["folder"]), place.features, settings, parse(EngineSettings, engine, "engine")
-    )
-    materialise(open_store(Path(feature_repo), place.features, place.feature_store), datetime.now(UTC))
+    place, cluster = Workspace(Path(workspace)), parse(SparkSettings, spark, "spark")
+    if cluster.image:
+        options = {"workspace": workspace, "feature_repo": feature_repo}
+        run_on_spark("features", options, {"features": features, "engine": engine}, cluster, run)
+    else:
+        cadence, here = parse(FeatureSettings, features, "features"), parse(EngineSettings, engine, "engine")
+        build_features(Path(events.metadata["folder"]), place.features, cadence, here)
+        materialise(open_store(Path(feature_repo), place.features, place.feature_store), datetime.now(UTC))
     write_json(Path(store.path), {"features": str(place.features), "state": str(place.feature_store)})
     store.metadata["folder"] = str(place.features)
 

@@ -15,7 +15,14 @@ class Reports(NamedTuple):
 
 
 @pipeline(
-    "watchrank-feature", "watchrank: feature", "engine", "simulation", "ingestion", "validation", "features"
+    "watchrank-feature",
+    "watchrank: feature",
+    "engine",
+    "spark",
+    "simulation",
+    "ingestion",
+    "validation",
+    "features",
 )
 def feature_pipeline(
     workspace: str,

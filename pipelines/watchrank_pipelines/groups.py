@@ -9,6 +9,7 @@ data ──> ranker ──────────────┐
 
 from typing import NamedTuple
 
+from kfp import dsl
 from kfp.dsl import HTML, Dataset, Markdown, Model
 
 from watchrank_components import candidates as candidate_components
@@ -55,7 +56,7 @@ class Served(NamedTuple):
     recommendations: Markdown
 
 
-@pipeline("data", "Data and features", "simulation", "ingestion", "validation", "features", "engine")
+@pipeline("data", "Data and features", "simulation", "ingestion", "validation", "features", "engine", "spark")
 def data_group(workspace: str, data: str, source: str, feature_repo: str, *, settings: Settings) -> Data:
     """Bring a log in, validate it, build the feature tables and the online store.
 
@@ -79,6 +80,8 @@ def data_group(workspace: str, data: str, source: str, feature_repo: str, *, set
             workspace=workspace,
             ingestion=settings["ingestion"],
             engine=settings["engine"],
+            spark=settings["spark"],
+            run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         ),
         "Ingestion",
     )
@@ -92,6 +95,8 @@ def data_group(workspace: str, data: str, source: str, feature_repo: str, *, set
             feature_repo=feature_repo,
             features=settings["features"],
             engine=settings["engine"],
+            spark=settings["spark"],
+            run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         ),
         "Features",
     ).after(validated)

@@ -10,6 +10,8 @@ from watchrank_pipelines.groups import candidate_group, data_group, ranker_group
 SECTIONS = (
     "model",
     "engine",
+    "spark",
+    "launch",
     "simulation",
     "ingestion",
     "validation",

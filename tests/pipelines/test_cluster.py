@@ -9,9 +9,8 @@ from watchrank.config import ClusterSettings, Config, LaunchSettings
 from watchrank.errors import InputError
 from watchrank_components.image import IMAGE
 from watchrank_pipelines import cli
-from watchrank_pipelines.catalogue import PIPELINES
+from watchrank_pipelines.catalogue import PIPELINES, for_kubeflow
 from watchrank_pipelines.cluster import placed
-from watchrank_pipelines.training import training_pipeline
 
 CLUSTER = ClusterSettings.model_validate(
     {
@@ -45,13 +44,13 @@ def executors(documents):
     return {label: executor.container for label, executor in containers.items()}, configs
 
 
-@pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=list(PIPELINES))
+@pytest.mark.parametrize("pipeline", map(for_kubeflow, PIPELINES), ids=list(PIPELINES))
 def test_default_settings_change_nothing(pipeline, tmp_path):
     compiler.Compiler().compile(pipeline, str(tmp_path / "plain.yaml"))
     assert placed(pipeline, ClusterSettings()) == [*yaml.safe_load_all((tmp_path / "plain.yaml").read_text())]
 
 
-@pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=list(PIPELINES))
+@pytest.mark.parametrize("pipeline", map(for_kubeflow, PIPELINES), ids=list(PIPELINES))
 def test_every_task_has_the_image_the_workspace_and_the_secrets_by_name(pipeline):
     containers, configs = executors(placed(pipeline, CLUSTER))
     assert set(configs) == set(containers)
@@ -70,7 +69,7 @@ def test_every_task_has_the_image_the_workspace_and_the_secrets_by_name(pipeline
 
 
 def test_training_tasks_alone_have_the_accelerators_and_their_nodes():
-    containers, configs = executors(placed(training_pipeline, CLUSTER))
+    containers, configs = executors(placed(for_kubeflow("training"), CLUSTER))
     assert set(containers) > TRAINING
     for label, container in containers.items():
         resources, config = container.resources, configs[label]
@@ -135,7 +134,7 @@ def test_compile_takes_the_cluster_of_the_settings(tmp_path, monkeypatch):
         cli.main()
     written = [*yaml.safe_load_all((tmp_path / "watchrank-training.yaml").read_text())]
     settings = ClusterSettings(image="registry/watchrank-python:2", accelerators=1)
-    assert written == placed(training_pipeline, settings)
+    assert written == placed(for_kubeflow("training"), settings)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_the_settings_of_a_pipeline_are_those_of_the_configuration(specs, name):
 
 
 def test_training_takes_every_section_that_it_has_a_use_for():
-    assert {*SECTIONS, "serving", "kubeflow"} == {*Config.model_fields, "model"}
+    assert {*SECTIONS, "serving", "kubeflow", "cluster"} == {*Config.model_fields, "model"}
 
 
 @pytest.mark.parametrize("name", PIPELINES)
