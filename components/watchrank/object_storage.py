@@ -13,6 +13,9 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 
 from watchrank.errors import InputError, WatchrankError
 
+CHUNK = 8 << 20
+"""Bytes to read at once: S3 is asked anew for every read."""
+
 _PREFIX = re.compile(r"s3://[^/?#]+(/[^?#]*)?")
 _KEY = re.compile(r"\w+://[^/]*[:@]")
 

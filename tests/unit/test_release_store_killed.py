@@ -2,9 +2,12 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
+from functools import partial
 
 import pytest
 from pyarrow.fs import FileSelector, FileSystem
@@ -52,36 +55,36 @@ def store(request, tmp_path):
     return store
 
 
-def objects(url, number):
-    """Return how many objects of a release are there."""
+def files_of(url, number):
+    """Return how many files of a release the store has."""
     files, root = FileSystem.from_uri(url if "://" in url else f"file://{url}")
     selector = FileSelector(f"{root}/releases/{number:06d}", allow_not_found=True, recursive=True)
     return sum(info.is_file for info in files.get_file_info(selector))
 
 
-def killed_at(program, arguments, there, number):
-    """Run a program and kill it once so many things are `there`; return whether it was killed in time."""
+def killed_at(program, arguments, count, number):
+    """Run a program and kill it once it has written so many files; return whether it was killed in time."""
     with subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)]) as running:
-        while there() < number and running.poll() is None:
-            pass
+        written = 0
+        while written < number and running.poll() is None:
+            with suppress(FileNotFoundError):  # a folder was renamed while it was listed
+                written = count()
         running.kill()
     assert running.returncode in (0, -signal.SIGKILL)
     return running.returncode != 0
 
 
 def test_when_a_push_is_killed_the_former_release_serves_whole(store, tmp_path):
-    killed = 0
-    for number in range(2, 2 + KILLS):
-        former = store.serving()
-        release, seen = make_release(tmp_path / str(number), number), RANDOM.randrange(FILES)
-        killed += killed_at(
-            PUSH, [store.url, release], lambda number=number: objects(store.url, number), seen
-        )
+    numbers, killed = range(2, 2 + KILLS), 0
+    for number in numbers:
+        former, release = store.serving(), make_release(tmp_path / str(number), number)
+        count = partial(files_of, store.url, number)
+        killed += killed_at(PUSH, [store.url, release], count, RANDOM.randrange(FILES))
         assert store.serving() in (former, number)
         pulled = store.pull(store.serving(), tmp_path / f"pulled_{number}")
         assert verify(pulled)["release"] == store.serving()
     assert killed
-    for number in range(2, 2 + KILLS):
+    for number in numbers:
         store.push(tmp_path / str(number))
         verify(store.pull(number, tmp_path / "pulled"))
 
@@ -89,12 +92,10 @@ def test_when_a_push_is_killed_the_former_release_serves_whole(store, tmp_path):
 def test_when_a_pull_is_killed_no_part_of_a_release_is_taken_for_one(s3, tmp_path):
     store, pulled, killed = ReleaseStore(s3), tmp_path / "pulled", 0
     store.push(make_release(tmp_path / "1", 1))
-    for seen in RANDOM.sample(range(FILES), 3):
-        before = len([*pulled.rglob("*.onnx")])
-        killed += killed_at(
-            PULL, [s3, pulled], lambda before=before: len([*pulled.rglob("*.onnx")]) - before, seen
-        )
+    for number in RANDOM.sample(range(1, FILES), 3):
+        shutil.rmtree(pulled, ignore_errors=True)
+        killed += killed_at(PULL, [s3, pulled], lambda: len([*pulled.rglob("*.onnx")]), number)
         if (pulled / "000001").exists():
             verify(pulled / "000001")
+        verify(store.pull(1, pulled))
     assert killed
-    verify(store.pull(1, pulled))

@@ -78,7 +78,10 @@ def test_an_interrupted_wait_lets_the_former_release_be_named(store, monkeypatch
 
 def test_after_a_rollout_that_was_killed_what_triton_serves_is_the_former_release(store, monkeypatch):
     store.serve(3)
-    with pytest.raises(DeploymentError, match=r"s3://\S+ names release 3"):
+    with pytest.raises(DeploymentError, match=r"No Triton can be reached .* s3://\S+ names release 3"):
+        switch(3, store, NOWHERE, 0)
+    monkeypatch.setattr(rollout, "serving", lambda endpoints, settings: None)
+    with pytest.raises(DeploymentError, match=r"no whole release .* s3://\S+ names release 3"):
         switch(3, store, NOWHERE, 0)
     monkeypatch.setattr(rollout, "serving", lambda endpoints, settings: 1)
     with pytest.raises(DeploymentError, match=r"s3://\S+ names release 1"):

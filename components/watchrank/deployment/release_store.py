@@ -20,13 +20,12 @@ from uuid import uuid4
 from pyarrow.fs import FileSelector
 
 from watchrank.errors import DeploymentError, InputError
-from watchrank.object_storage import connect, usable
+from watchrank.object_storage import CHUNK, connect, usable
 from watchrank.releases import MANIFEST, checksum, read_manifest, verify
 from watchrank.storage import atomic_path, locked, write_json
 
 POINTER = "serving.json"
 
-_CHUNK = 1 << 20
 _NUMBER = re.compile(r"\d{6}")
 _REPAIR = "remove it from the store and push the release again"
 
@@ -200,7 +199,7 @@ class ReleaseStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._usable(), self._open(_path(number, name)) as source, target.open("wb") as file:
-                shutil.copyfileobj(source, file, _CHUNK)
+                shutil.copyfileobj(source, file, CHUNK)
             right = checksum(target) == expected
         except FileNotFoundError:
             right = False
@@ -221,7 +220,7 @@ class ReleaseStore:
             self._files.create_dir(str(PurePosixPath(self._at(name)).parent))
             target = self._files.open_output_stream(self._at(name), compression=None)
         with target:
-            shutil.copyfileobj(source, target, _CHUNK)
+            shutil.copyfileobj(source, target, CHUNK)
 
     def _usable(self) -> AbstractContextManager[None]:
         return usable(f"release store {self.url}", DeploymentError)

@@ -15,13 +15,10 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem
 
 from watchrank.errors import InputError, WatchrankError
 from watchrank.ingestion.job import SOURCES
-from watchrank.object_storage import connect, is_remote, usable
+from watchrank.object_storage import CHUNK, connect, is_remote, usable
 
 _TRANSFERS = 8
 """Files that are fetched at the same time."""
-
-_CHUNK = 8 << 20
-"""Bytes a request."""
 
 
 @contextmanager
@@ -90,7 +87,7 @@ def _fetch(files: FileSystem, source: FileInfo, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with files.open_input_stream(source.path, compression=None) as stream, target.open("wb") as file:
-            shutil.copyfileobj(stream, file, _CHUNK)
+            shutil.copyfileobj(stream, file, CHUNK)
         whole = target.stat().st_size == source.size
     except FileNotFoundError:
         whole = False
