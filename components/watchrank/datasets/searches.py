@@ -119,6 +119,8 @@ def build_search_dataset(events: Path, output: Path, settings: TextSettings, spl
                 f"The events in {events} have, in the days to {' and to '.join(empty)}, no search that led "
                 "to a watch of a video with a title; ingest a longer log or leave text matching out."
             )
+        for name, days in windows.items():
+            splits[name] |= {"from": str(days[0]), "until": str(days[-1])} if days else {}
         manifest = {
             "documents": documents,
             "queries": queries,
