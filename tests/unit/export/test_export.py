@@ -31,7 +31,12 @@ def test_the_release_is_numbered_whole_and_checksummed(released, trained):
     assert manifest["files"] == files
     models = ("candidate_generation", "video_features", "ranking", "rerank")
     wanted = {f"{model}/{name}" for model in models for name in ("model.onnx", "config.pbtxt")}
-    assert files.keys() == wanted | {"recommend/config.pbtxt", "golden.json", "popular.json"}
+    kept = {
+        f"training/{model}/{name}"
+        for model in ("ranking", "candidate_generation")
+        for name in ("config.json", "weights.safetensors", "learning_curve.json")
+    }
+    assert files.keys() == wanted | kept | {"recommend/config.pbtxt", "golden.json", "popular.json"}
     assert manifest["release"] == int(released.name)
     assert manifest["release"] in release_numbers(trained.place.releases)
     for differences in manifest["parity"].values():
