@@ -68,10 +68,10 @@ def trained(prepared: Prepared) -> Prepared:
 
 
 @pytest.fixture(scope="session")
-def released(trained: Prepared) -> Path:
-    """A release of models that are trained on `prepared`."""
+def models(trained: Prepared) -> object:
+    """The models of a release, trained on `prepared`, with their datasets."""
     from watchrank.datasets.candidates import build_candidate_dataset
-    from watchrank.export.release import Trained, export_release
+    from watchrank.export.release import Trained
     from watchrank.training.candidate_generation import train_candidates
 
     place, config = trained.place, trained.config
@@ -79,12 +79,20 @@ def released(trained: Prepared) -> Path:
     train_candidates(
         place.candidate_dataset, place.candidate_model, config.candidates, config.candidate_training
     )
-    models = Trained(
+    return Trained(
         ranking=place.model,
         dataset=place.dataset,
         candidates=place.candidate_model,
         candidate_dataset=place.candidate_dataset,
     )
+
+
+@pytest.fixture(scope="session")
+def released(trained: Prepared, models: object) -> Path:
+    """A release of `models`."""
+    from watchrank.export.release import export_release
+
+    place, config = trained.place, trained.config
     return export_release(models, trained.store, {"models": {}}, place.releases, config.index, config.export)
 
 

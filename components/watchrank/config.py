@@ -91,6 +91,12 @@ class FeatureSettings(Settings):
 class SplitSettings(Settings):
     """Which days train, validate and test. The test window is the last one."""
 
+    until: date | None = Field(
+        None, description="last day to test; nothing later is seen. The log's last day when not set"
+    )
+    train_days: int | None = Field(
+        None, ge=1, description="days to train on, before those that validate and test; all when not set"
+    )
     test_days: int = Field(2, ge=1)
     validation_days: int = Field(2, ge=0, description="days that stop training and calibrate")
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from watchrank.errors import DeploymentError, InputError
-from watchrank.storage import atomic_path, locked
+from watchrank.storage import atomic_path
 
 MANIFEST = "manifest.json"
 
@@ -22,13 +23,38 @@ def release_numbers(releases: Path) -> list[int]:
 def next_release(releases: Path) -> Iterator[tuple[int, Path]]:
     """Yield the next number and a folder to fill; it becomes that release when the block ends well.
 
-    Only one process at a time makes a release; another one waits.
+    Only one process at a time makes a release: the caller holds the lock of the folder (`storage.locked`).
     """
-    with locked(releases):
-        number = max(release_numbers(releases), default=0) + 1
-        with atomic_path(releases / f"{number:06d}") as fresh:
-            fresh.mkdir()
-            yield number, fresh
+    number = max(release_numbers(releases), default=0) + 1
+    with atomic_path(releases / f"{number:06d}") as fresh:
+        fresh.mkdir()
+        yield number, fresh
+
+
+def find_release(releases: Path, parts: Mapping[str, Any]) -> Path | None:
+    """Return the newest release that is whole and was made of exactly these parts, or None."""
+    for number in reversed(release_numbers(releases)):
+        release = releases / f"{number:06d}"
+        if read_manifest(release).get("made_of") == parts:
+            with suppress(DeploymentError):
+                verify(release)
+                return release
+    return None
+
+
+def before(releases: Path, until: date) -> Path | None:
+    """Return the release that a run for the window that ends on the day `until` may start from, or None.
+
+    It is the newest one whose own window ended before that day; of several the last one made. Whether the run
+    has already made a release does therefore not matter.
+    """
+    ended = {}
+    for number in release_numbers(releases):
+        release = releases / f"{number:06d}"
+        last = read_manifest(release).get("until")
+        if last and last < str(until):
+            ended[last, number] = release
+    return ended[max(ended)] if ended else None
 
 
 def read_manifest(release: Path) -> dict[str, Any]:

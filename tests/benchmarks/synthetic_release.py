@@ -30,7 +30,7 @@ from watchrank.models.lookup import IdEmbedding, Vocabulary
 from watchrank.models.ranking import RankingModel, served_outputs
 from watchrank.releases import MANIFEST, checksums, next_release
 from watchrank.schema import WATCH_HISTORY
-from watchrank.storage import write_json
+from watchrank.storage import locked, write_json
 from watchrank.training import candidate_generation, ranking
 from watchrank.workspace import Workspace
 
@@ -136,7 +136,7 @@ def write_release(made: Synthetic, releases: Path) -> Path:
     absent, names = made.data.absent_features, made.ranker.inputs.input_names
     outputs = export.served_features(names, absent)
     tower, size = made.tower, INDEX.k
-    with next_release(releases) as (number, fresh):
+    with locked(releases), next_release(releases) as (number, fresh):
         save_graph(candidate_graph(tower, INDEX, EXPORT), made_in(fresh, "candidate_generation"))
         graph = video_features.feature_graph(made.ids, made.features, outputs, EXPORT)
         save_graph(graph, made_in(fresh, "video_features"))

@@ -37,7 +37,7 @@ def data(prepared):
 def untrained(prepared, data, tmp_path_factory):
     """A model that has learned nothing."""
     folder, settings = tmp_path_factory.mktemp("untrained") / "model", prepared.config.ranking
-    save_model(new_model(data, settings), folder, settings, left_out(data, settings), [])
+    save_model(new_model(data, settings), folder, settings, left_out(data, settings), [], {})
     return folder
 
 

@@ -169,7 +169,9 @@ def candidate_dataset(
     place, settings = Workspace(workspace), Config.load(config, override)
     store = open_store(feature_repo, place.features, place.feature_store)
     with console.status("joining watches with what was known before them"):
-        build_candidate_dataset(place.events, store, place.candidate_dataset, settings.examples)
+        build_candidate_dataset(
+            place.events, store, place.candidate_dataset, settings.examples, settings.split
+        )
     console.print(f"Examples in {place.candidate_dataset}.")
 
 

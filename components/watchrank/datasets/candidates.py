@@ -10,7 +10,8 @@
 The rules (Covington et al. 2016, section 3.4): examples come from all watches, whatever proposed them; a
 watch counts when it was completed, and the first time only; a user gives at most a fixed number; inputs are
 from strictly before the watch; each user's last watch is held out for the test, the one before it for
-validation.
+validation. The window of the settings `split` binds: nothing after `split.until` is seen, and a watch before
+the days that `split` counts is known, but no example.
 """
 
 import json
@@ -28,8 +29,9 @@ import pandas as pd
 import pyarrow as pa
 
 from watchrank import events as event_files
-from watchrank.config import EngineSettings, ExampleSettings
+from watchrank.config import EngineSettings, ExampleSettings, SplitSettings
 from watchrank.datasets.columns import Columns, ColumnWriter, read_columns
+from watchrank.datasets.windows import Limits, between, uploaded_before, window
 from watchrank.engine import connect, running
 from watchrank.errors import InputError
 from watchrank.schema import (
@@ -106,7 +108,11 @@ class CandidateDataset:
 
 
 def build_candidate_dataset(
-    events: Path, store: "FeatureStore", output: Path, settings: ExampleSettings
+    events: Path,
+    store: "FeatureStore",
+    output: Path,
+    settings: ExampleSettings,
+    split: SplitSettings = SplitSettings(),
 ) -> None:
     """Choose the examples, join each with its user's features and write them to `output`.
 
@@ -115,25 +121,29 @@ def build_candidate_dataset(
         store: from `feature_store.open_store`, on the features of those events.
         output: folder of the dataset; replaced as a whole.
         settings: which watches are examples.
+        split: the window; of its days, only how many there are in all matters here.
 
     Raises:
-        InputError: the events have no watch that counts.
+        InputError: the events have no watch that counts, or lack a day of the window.
     """
+    limits = window(event_files.days(events), split)
+    now = limits[1] or datetime.now(UTC)
     with ExitStack() as stack:
         con = connect(EngineSettings())
         stack.callback(con.disconnect)
         stack.enter_context(running(f"the events in {events}"))
         fresh = stack.enter_context(atomic_path(output))
-        watches = choose_examples(_watches(con, events, settings), settings.max_a_user)
+        watches = choose_examples(_watches(con, events, settings, limits), settings.max_a_user)
         if watches.empty:
             raise InputError(
                 f"The events in {events} have no watch that is {settings.positive}; "
                 "set examples.positive or examples.completed_share."
             )
-        videos = event_files.videos(con, events).select("video_id").to_pyarrow()["video_id"].to_numpy()
+        catalogue = uploaded_before(event_files.videos(con, events), limits[1])
+        videos = catalogue.select("video_id").to_pyarrow()["video_id"].to_numpy()
         users = event_files.users(con, events).select("user_id").to_pyarrow()["user_id"].to_numpy()
-        _write_profiles(store, fresh / "videos", "video_id", VIDEO_PROFILE, np.sort(videos))
-        _write_profiles(store, fresh / "users", "user_id", USER_PROFILE, np.sort(users), _SEGMENT)
+        _write_profiles(store, fresh / "videos", "video_id", VIDEO_PROFILE, np.sort(videos), now)
+        _write_profiles(store, fresh / "users", "user_id", USER_PROFILE, np.sort(users), now, _SEGMENT)
         learned = watches[watches["split"].isin(["train", "none"])]
         _write(fresh / "watches", {n: learned[n].to_numpy() for n in ("user_id", "video_id", "timestamp_us")})
         splits = {name: _write_split(store, fresh / name, watches, name) for name in SPLITS}
@@ -144,6 +154,7 @@ def build_candidate_dataset(
             ),
             "end_seconds": int(end) // 1_000_000 if len(learned) else 0,
             "settings": settings.model_dump(),
+            "window": [str(limit) if limit else None for limit in limits],
             "splits": splits,
         }
         write_json(fresh / "manifest.json", manifest)
@@ -176,7 +187,7 @@ def choose_examples(watches: pd.DataFrame, max_a_user: int) -> pd.DataFrame:
     return found
 
 
-def _watches(con: ibis.BaseBackend, events: Path, settings: ExampleSettings) -> pd.DataFrame:
+def _watches(con: ibis.BaseBackend, events: Path, settings: ExampleSettings, limits: Limits) -> pd.DataFrame:
     """Return all clicked impressions and earlier watches; `place` is -1 for an impression."""
     impressions = event_files.impressions(con, events)
     clicked = impressions.filter(impressions.clicked)
@@ -199,7 +210,9 @@ def _watches(con: ibis.BaseBackend, events: Path, settings: ExampleSettings) -> 
                 counts=ibis.literal(True),
             )
         )
-    found = rows.to_pyarrow()
+    start, end = limits
+    rows = between(rows, None, end)
+    found = rows.mutate(counts=rows.counts & (rows.timestamp >= start) if start else rows.counts).to_pyarrow()
     times = found["timestamp"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
     frame: pd.DataFrame = found.drop_columns("timestamp").append_column("timestamp_us", times).to_pandas()
     return frame
@@ -222,11 +235,16 @@ def _counts(rows: ir.Table, settings: ExampleSettings) -> ir.BooleanValue:
 
 
 def _write_profiles(
-    store: "FeatureStore", folder: Path, key: str, table: Table, ids: np.ndarray, names: tuple[str, ...] = ()
+    store: "FeatureStore",
+    folder: Path,
+    key: str,
+    table: Table,
+    ids: np.ndarray,
+    at: datetime,
+    names: tuple[str, ...] = (),
 ) -> None:
-    """Write what is known of every user or video by now, as a release does."""
-    now = np.datetime64(datetime.now(UTC).replace(tzinfo=None), "us").astype(np.int64)
-    found = _known(store, (table,), key, ids, np.full(len(ids), now))
+    """Write what is known of every user or video at a time."""
+    found = _known(store, (table,), key, ids, np.full(len(ids), int(at.timestamp()) * 1_000_000))
     _write(folder, {key: ids, **{name: found[name] for name in names or found}})
 
 

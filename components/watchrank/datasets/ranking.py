@@ -113,7 +113,7 @@ def build_ranking_dataset(events: Path, store: "FeatureStore", output: Path, spl
         split: which days train, validate and test.
 
     Raises:
-        InputError: the events have too few days.
+        InputError: the events have too few days, or lack one of the window.
     """
     log = event_files.manifest(events)
     windows = split_days(event_files.days(events), split)
@@ -131,7 +131,8 @@ def build_ranking_dataset(events: Path, store: "FeatureStore", output: Path, spl
             for name, days in windows.items()
         }
         absent = sorted(name for name, origin in FEATURE_ORIGIN.items() if origin in log.absent)
-        manifest = {"absent_features": absent, "surfaces": _surfaces(impressions), "splits": splits}
+        seen = impressions.filter(impressions.date.isin([day for days in windows.values() for day in days]))
+        manifest = {"absent_features": absent, "surfaces": _surfaces(seen), "splits": splits}
         write_json(fresh / "manifest.json", manifest)
 
 

@@ -29,7 +29,7 @@ from ibis.backends.duckdb import Backend
 from watchrank import events as event_files
 from watchrank.config import EngineSettings, SplitSettings, TextSettings
 from watchrank.datasets.columns import Columns, ColumnWriter, read_columns
-from watchrank.datasets.windows import SPLITS, split_days
+from watchrank.datasets.windows import SPLITS, Limits, between, split_days, uploaded_before, window
 from watchrank.engine import batches, connect, running
 from watchrank.errors import AbsentError, InputError
 from watchrank.features.text import text_ids
@@ -105,8 +105,9 @@ def build_search_dataset(events: Path, output: Path, settings: TextSettings, spl
         stack.enter_context(running(f"the events in {events}"))
         fresh = stack.enter_context(atomic_path(output))
         size = (settings.max_words, settings.max_ngrams)
-        documents, _ = _write_texts(con, _titles(con, events), fresh / "documents", TITLE, size)
-        examples = _examples(con, events, settings)
+        limits = window(event_files.days(events), split)
+        documents, _ = _write_texts(con, _titles(con, events, limits[1]), fresh / "documents", TITLE, size)
+        examples = _examples(con, events, settings, limits)
         asked = examples.select("query").distinct().order_by("query")
         size = (SEARCH_WORDS, SEARCH_NGRAMS)  # as much as serving reads of a search
         queries, query_rows = _write_texts(con, asked, fresh / "queries", QUERY, size)
@@ -118,6 +119,8 @@ def build_search_dataset(events: Path, output: Path, settings: TextSettings, spl
                 f"The events in {events} have, in the days to {' and to '.join(empty)}, no search that led "
                 "to a watch of a video with a title; ingest a longer log or leave text matching out."
             )
+        for name, days in windows.items():
+            splits[name] |= {"from": str(days[0]), "until": str(days[-1])} if days else {}
         manifest = {
             "documents": documents,
             "queries": queries,
@@ -145,8 +148,11 @@ def _check(events: Path, settings: TextSettings) -> None:
 # -- Choosing examples ------------------------------------------------------------------------------------
 
 
-def _examples(con: Backend, events: Path, settings: TextSettings) -> ir.Table:
-    """Return `user_id`, `query`, its row among the sorted queries, `video_id`, `timestamp` of the watch."""
+def _examples(con: Backend, events: Path, settings: TextSettings, limits: Limits) -> ir.Table:
+    """Return `user_id`, `query`, its row among the sorted queries, `video_id`, `timestamp` of the watch.
+
+    Those of the window alone, which `limits` bound.
+    """
     searches = event_files.searches(con, events)
     told = settings.positive != "first_click" and "clicked_video_id" in searches.columns
     if told:
@@ -154,7 +160,7 @@ def _examples(con: Backend, events: Path, settings: TextSettings) -> ir.Table:
         found = opened.select("user_id", "query", "timestamp", video_id="clicked_video_id")
     else:
         found = _first_clicks(searches, event_files.impressions(con, events), settings.click_seconds)
-    return found.mutate(row=ibis.dense_rank().over(ibis.window(order_by="query")))
+    return between(found, *limits).mutate(row=ibis.dense_rank().over(ibis.window(order_by="query")))
 
 
 def _first_clicks(searches: ir.Table, impressions: ir.Table, click_seconds: int) -> ir.Table:
@@ -180,8 +186,8 @@ def _first_clicks(searches: ir.Table, impressions: ir.Table, click_seconds: int)
     return own.mutate(place=first).filter(ibis._.place == 0).drop("place", "searched")
 
 
-def _titles(con: Backend, events: Path) -> ir.Table:
-    videos = event_files.videos(con, events)
+def _titles(con: Backend, events: Path, end: datetime | None) -> ir.Table:
+    videos = uploaded_before(event_files.videos(con, events), end)
     fields = {}
     if "channel_id" in videos.columns:
         fields["channel_id"] = videos.channel_id

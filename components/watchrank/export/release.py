@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from watchrank.datasets.candidates import CandidateDataset
 from watchrank.datasets.ranking import RankingDataset, Split
 from watchrank.datasets.searches import SearchDataset
 from watchrank.evaluation.evaluate import watch_time_task
-from watchrank.export import candidates, recommend, rerank, sources, text, video_features
+from watchrank.export import candidates, made_of, recommend, rerank, sources, text, video_features
 from watchrank.export.golden import answered_again, as_slates, golden_requests, last_rows
 from watchrank.export.index import EXCLUDED, WATCHED
 from watchrank.export.onnx import export_onnx, save_graph
@@ -26,7 +26,7 @@ from watchrank.export.triton_config import triton_config
 from watchrank.models.candidate_generation import CandidateModel
 from watchrank.models.ranking import RankingModel, ServedRanking, served_outputs, weight_inputs
 from watchrank.models.text.tokens import as_search
-from watchrank.releases import MANIFEST, checksums, next_release, read_manifest
+from watchrank.releases import MANIFEST, checksums, find_release, next_release, read_manifest
 from watchrank.schema import (
     CANDIDATE_INPUTS,
     EXCLUDED_VIDEO_IDS,
@@ -35,7 +35,7 @@ from watchrank.schema import (
     VIDEO_TENSORS,
     Tensor,
 )
-from watchrank.storage import write_json
+from watchrank.storage import locked, write_json
 from watchrank.training.candidate_generation import load_model as load_candidate_model
 from watchrank.training.ranking import load_model as load_ranking_model
 from watchrank.training.text_matching import load_model as load_text_model
@@ -65,6 +65,18 @@ class Trained:
     text: Path | None = None
     search_dataset: Path | None = None
 
+    @property
+    def models(self) -> dict[str, Path]:
+        """The trained models, by their names in a release."""
+        named = {"ranking": self.ranking, "candidate_generation": self.candidates, text.MODEL: self.text}
+        return {name: folder for name, folder in named.items() if folder}
+
+    @property
+    def datasets(self) -> dict[str, Path]:
+        """Their datasets, by the same names."""
+        named = (self.dataset, self.candidate_dataset, self.search_dataset)
+        return {name: folder for name, folder in zip(self.models, named, strict=False) if folder}
+
 
 def export_release(
     trained: Trained,
@@ -74,7 +86,7 @@ def export_release(
     index: IndexSettings,
     settings: ExportSettings,
 ) -> Path:
-    """Export the trained models, check them, and make them the next release.
+    """Export the trained models, check them, and make them the next release, if it is not there yet.
 
     Args:
         trained: the models; parity and the golden requests come from the last windows of their datasets.
@@ -85,60 +97,83 @@ def export_release(
         settings: of the export.
 
     Returns:
-        The folder of the new release, `releases/<number>`.
+        The folder of the release, `releases/<number>`: a new one, or one that was made of the same.
 
     Raises:
         ParityError: a graph answers differently from its model; no release is made.
     """
     ranker, data = load_ranking_model(trained.ranking), RankingDataset.open(trained.dataset)
-    tower = load_candidate_model(trained.candidates)
-    with next_release(releases) as (number, fresh):
-        absent, graph = data.absent_features, "model.onnx"
-        found = candidates.export_candidates(
-            trained.candidates, trained.candidate_dataset, fresh / "candidate_generation", index, settings
-        )
-        with_search = trained.text is not None
-        matched = _export_search(trained, fresh / text.MODEL / graph, index, settings)
-        if recommend.has_sources(ranking_inputs(ranker), with_search=with_search):
-            made = sources.source_graph(
-                with_search=with_search, recent_seconds=index.search_seconds, settings=settings
-            )
-            save_graph(made, fresh / "sources" / graph)
-        parity = export_ranking(ranker, data, fresh / "ranking" / graph, settings)
-        videos = np.array(CandidateDataset.open(trained.candidate_dataset).videos["video_id"])
-        features = served_features(ranker.inputs.input_names, absent)
-        _export_video_features(videos, features, store, fresh / "video_features" / graph, settings)
-        outputs = served_outputs(ranker.tasks)
-        export_rerank(
-            tower,
-            number,
-            "channel_id" not in absent,
-            recommend.passed_on(outputs, with_search=with_search),
-            fresh / "rerank" / graph,
-            index.k,
-            settings,
-        )
-        inputs = ranking_inputs(ranker)
-        configs = triton_configs(tower.tower.names, inputs, outputs, absent, index, with_search=with_search)
-        for model, config in configs.items():
-            (fresh / model).mkdir(exist_ok=True)
-            (fresh / model / "config.pbtxt").write_text(config, encoding="utf-8")
-        write_json(fresh / "golden.json", golden_requests(fresh, data, settings))
-        write_json(fresh / "popular.json", popular_videos(data.split("train")))
-        manifest = {
-            "release": number,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "code_version": __version__,
-            "endpoints": [text.MODEL, *ENDPOINTS] if with_search else ENDPOINTS,
-            "model": ranker.kind,
-            "data": data.manifest["splits"],
-            "metrics": metrics,
-            "parity": {"ranking": parity.differences, "candidate_generation": found, **matched},
-            "showcase_users": _active_users(data.split("test")),
-            "files": checksums(fresh),
-        }
-        write_json(fresh / MANIFEST, manifest)
+    videos = np.array(CandidateDataset.open(trained.candidate_dataset).videos["video_id"])
+    features = video_features.catalogue_features(store, videos, datetime.now(UTC)) | {"video_id": videos}
+    parts = made_of.parts(trained.models, trained.datasets, (index, settings), features)
+    with locked(releases):
+        if there := find_release(releases, parts):
+            return there
+        with next_release(releases) as (number, fresh):
+            parity = _write_graphs(trained, ranker, data, features, number, fresh, index, settings)
+            made_of.keep(trained.models, fresh)
+            manifest = {
+                "release": number,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "code_version": __version__,
+                "endpoints": [text.MODEL, *ENDPOINTS] if trained.text else ENDPOINTS,
+                "model": ranker.kind,
+                "data": data.manifest["splits"],
+                "until": data.manifest["splits"]["test"]["until"],
+                "warm_started_from": made_of.started_from(trained.models, releases),
+                "made_of": parts,
+                "metrics": metrics,
+                "parity": parity,
+                "showcase_users": _active_users(data.split("test")),
+                "files": checksums(fresh),
+            }
+            write_json(fresh / MANIFEST, manifest)
     return releases / f"{number:06d}"
+
+
+def _write_graphs(
+    trained: Trained,
+    ranker: RankingModel,
+    data: RankingDataset,
+    features: Mapping[str, np.ndarray],
+    number: int,
+    fresh: Path,
+    index: IndexSettings,
+    settings: ExportSettings,
+) -> dict[str, dict[str, float]]:
+    """Write all that Triton serves, and what is asked of it; return the parities by model."""
+    tower = load_candidate_model(trained.candidates)
+    absent, graph, with_search = data.absent_features, "model.onnx", trained.text is not None
+    inputs, outputs = ranking_inputs(ranker), served_outputs(ranker.tasks)
+    found = candidates.export_candidates(
+        trained.candidates, trained.candidate_dataset, fresh / "candidate_generation", index, settings
+    )
+    matched = _export_search(trained, fresh / text.MODEL / graph, index, settings)
+    if recommend.has_sources(inputs, with_search=with_search):
+        made = sources.source_graph(
+            with_search=with_search, recent_seconds=index.search_seconds, settings=settings
+        )
+        save_graph(made, fresh / "sources" / graph)
+    parity = export_ranking(ranker, data, fresh / "ranking" / graph, settings)
+    served = served_features(ranker.inputs.input_names, absent)
+    catalogue = video_features.feature_graph(features["video_id"], features, served, settings)
+    save_graph(catalogue, fresh / "video_features" / graph)
+    export_rerank(
+        tower,
+        number,
+        "channel_id" not in absent,
+        recommend.passed_on(outputs, with_search=with_search),
+        fresh / "rerank" / graph,
+        index.k,
+        settings,
+    )
+    configs = triton_configs(tower.tower.names, inputs, outputs, absent, index, with_search=with_search)
+    for model, config in configs.items():
+        (fresh / model).mkdir(exist_ok=True)
+        (fresh / model / "config.pbtxt").write_text(config, encoding="utf-8")
+    write_json(fresh / "golden.json", golden_requests(fresh, data, settings))
+    write_json(fresh / "popular.json", popular_videos(data.split("train")))
+    return {"ranking": parity.differences, "candidate_generation": found, **matched}
 
 
 def refresh_release(release: Path, store: "FeatureStore", releases: Path, settings: ExportSettings) -> Path:
@@ -152,7 +187,7 @@ def refresh_release(release: Path, store: "FeatureStore", releases: Path, settin
     """
     manifest = read_manifest(release)
     golden = json.loads((release / "golden.json").read_text(encoding="utf-8"))
-    with next_release(releases) as (number, fresh):
+    with locked(releases), next_release(releases) as (number, fresh):
         shutil.copytree(release, fresh, dirs_exist_ok=True)
         (fresh / MANIFEST).unlink()
         graph = fresh / "video_features" / "model.onnx"
@@ -162,6 +197,8 @@ def refresh_release(release: Path, store: "FeatureStore", releases: Path, settin
         save_graph(video_features.feature_graph(videos, found, outputs, settings), graph)
         recommend.set_release(fresh / "rerank" / "model.onnx", number)
         write_json(fresh / "golden.json", answered_again(golden, fresh))
+        if "made_of" in manifest:
+            manifest["made_of"]["video_features"] = made_of.features_checksum(found | {"video_id": videos})
         manifest |= {
             "release": number,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -268,17 +305,6 @@ def _export_search(
     )
     found = text.check_search(model.query, ids, vectors, file, searches, settings.tolerance)
     return {text.MODEL: found}
-
-
-def _export_video_features(
-    videos: np.ndarray,
-    features: Sequence[Tensor],
-    store: "FeatureStore",
-    file: Path,
-    settings: ExportSettings,
-) -> None:
-    found = video_features.catalogue_features(store, videos, datetime.now(UTC))
-    save_graph(video_features.feature_graph(videos, found, features, settings), file)
 
 
 def export_rerank(

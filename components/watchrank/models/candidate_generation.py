@@ -86,6 +86,15 @@ class UserTower(nn.Module):
         assert isinstance(found, IdEmbedding)
         return found
 
+    @property
+    def columns(self) -> list[str]:
+        """What each input of the first layer is, in their order."""
+        dims = {domain: self.embedding(domain).table.embedding_dim for domain in self.embeddings}
+        dims |= {"recent": dims["video"]} if self.recent else {}
+        columns = [f"{name}, {place} of {dim}" for name, dim in dims.items() for place in range(dim)]
+        columns += ["age", "age missing"] if "age" in self.names else []
+        return columns + (["example age", "square", "root"] if "example_age" in self.names else [])
+
     def forward(self, x: Features) -> Tensor:
         """Return [B, D] from lists [B, L], ids [B, 1] and numbers [B, 1]."""
         parts = [self.embedding(domain).mean(x[ID_DOMAINS[domain]]) for domain in self.embeddings]

@@ -186,6 +186,16 @@ class InputLayer(nn.Module):
         ids = {name for names in self.id_names.values() for name in names}
         return ids.union(*(CONTINUOUS[name][0] for name in self.continuous_names), *self.rates)
 
+    @property
+    def columns(self) -> list[str]:
+        """What each of the `width` numbers is, in their order."""
+        continuous = [*self.continuous_names, *(f"{total} of {trials}" for total, trials in self.rates)]
+        columns = [f"{kind} of {name}" for kind in self.normaliser.kinds for name in continuous]
+        for domain, names in self.id_names.items():
+            dim = self._embedding(domain).table.embedding_dim
+            columns += [f"{name}, {place} of {dim}" for name in names for place in range(dim)]
+        return columns
+
     def fit(self, x: Features) -> None:
         """Store the overall rates and the quantiles of a sample of training impressions."""
         rates = [

@@ -10,9 +10,11 @@ _TINY = 1e-30
 class Unnormalised(nn.Module):
     """The F continuous features as they are, and a flag for a missing (NaN) one: an ablation."""
 
+    kinds = ("value", "missing")
+
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.out_features = 2 * features
+        self.out_features = len(self.kinds) * features
 
     def fit(self, values: np.ndarray) -> None:
         """Learn nothing."""
@@ -35,7 +37,8 @@ class QuantileNormaliser(nn.Module):
     def __init__(self, features: int, quantiles: int, *, powers: bool) -> None:
         super().__init__()
         self.powers = powers
-        self.out_features = features * (4 if powers else 2)
+        self.kinds = ("quantile", "square", "root", "missing") if powers else ("quantile", "missing")
+        self.out_features = len(self.kinds) * features
         steps = quantiles - 1
         self.register_buffer("lower", torch.arange(steps).expand(features, steps) / steps)
         self.register_buffer("width", torch.full((features, steps), 1 / steps))

@@ -1,7 +1,9 @@
 """Train candidate generation: dataset in, model folder out."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from watchrank.training.softmax import (
     SoftmaxLoss,
     TwoLevelSoftmaxLoss,
 )
+from watchrank.training.warm_start import candidate_axes, origin, start_from
 
 SMALL_VOCABULARY = 10_000
 VALIDATED_IN_FULL = 100_000
@@ -97,7 +100,11 @@ class CandidateBatches:
 
 
 def train_candidates(
-    dataset: Path, output: Path, settings: CandidateSettings, training: CandidateTrainingSettings
+    dataset: Path,
+    output: Path,
+    settings: CandidateSettings,
+    training: CandidateTrainingSettings,
+    warm_start: Path | None = None,
 ) -> list[Epoch]:
     """Train candidate generation and write it to the folder `output`.
 
@@ -108,6 +115,7 @@ def train_candidates(
         output: folder for `config.json`, `weights.safetensors` and `learning_curve.json`.
         settings: the architecture.
         training: the run.
+        warm_start: model folder of an earlier run to start from, as a release keeps it; None for a new start.
 
     Returns:
         The learning curve.
@@ -120,9 +128,9 @@ def train_candidates(
     data = CandidateDataset.open(dataset)
     checkpoint = output.parent / f"{output.name}.checkpoint"
     with distributed.process_group(device_of(training).type):
-        task, curve = fit_candidates(data, settings, training, checkpoint)
+        task, curve = fit_candidates(data, settings, training, checkpoint, warm_start)
         if distributed.share().process == 0:
-            save_model(task.model, output, settings, data, curve)
+            save_model(task.model, output, settings, data, curve, warm_start)
             checkpoint.unlink(missing_ok=True)
         distributed.wait()
     return curve
@@ -133,10 +141,14 @@ def fit_candidates(
     settings: CandidateSettings,
     training: CandidateTrainingSettings,
     checkpoint: Path,
+    warm_start: Path | None = None,
 ) -> tuple[SoftmaxLoss, list[Epoch]]:
     """Train a new model; return it with its loss, and the learning curve."""
+    learned_from = _origin(data, warm_start)
     torch.manual_seed(training.seed)
     model = new_model(data, settings)
+    if warm_start:
+        start_from(model, load_model(warm_start), candidate_axes)
     task = new_loss(model, data, training)
     if isinstance(task, TwoLevelSoftmaxLoss) or type(task) is SoftmaxLoss:
         training = training.model_copy(update={"sparse_rows": model.vocabulary.rows + 1})
@@ -155,7 +167,7 @@ def fit_candidates(
         else None,
         training,
         checkpoint=checkpoint,
-        key=run_key(data.manifest, settings, training),
+        key=run_key(data.manifest | learned_from, settings, training),
         validation_loss=_full_loss if in_full else _loss,
     ).run()
     return task, curve
@@ -221,12 +233,14 @@ def save_model(
     settings: CandidateSettings,
     data: CandidateDataset,
     curve: list[Epoch],
+    warm_start: Path | None = None,
 ) -> None:
     """Write the model folder atomically."""
     config = {
         "candidates": settings.model_dump(),
         "absent": sorted(left_out(data, settings)),
         "window": model.tower.window,
+        **_origin(data, warm_start),
     }
     write_model(output, _own_weights(model), config, curve)
 
@@ -248,6 +262,11 @@ def load_model(folder: Path) -> CandidateModel:
     model = CandidateModel(UserTower(settings, absent, keys, config["window"]), settings)
     model.load_state_dict(weights, strict=False)
     return model.eval()
+
+
+def _origin(data: CandidateDataset, warm_start: Path | None) -> dict[str, Any]:
+    end = datetime.fromtimestamp(data.manifest["end_seconds"], UTC)
+    return origin(end.isoformat(timespec="seconds"), warm_start)
 
 
 def _own_weights(model: CandidateModel) -> dict[str, Tensor]:

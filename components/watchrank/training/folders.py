@@ -13,15 +13,15 @@ from watchrank.errors import InputError
 from watchrank.storage import atomic_path, write_json
 from watchrank.training.fit import Epoch
 
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+
 
 def write_model(output: Path, weights: dict[str, Tensor], config: dict[str, Any], curve: list[Epoch]) -> None:
     """Write a model folder atomically."""
     with atomic_path(output) as fresh:
         fresh.mkdir()
-        save_file(
-            {name: value.contiguous().cpu() for name, value in weights.items()}, fresh / "weights.safetensors"
-        )
-        write_json(fresh / "config.json", config)
+        save_file({name: value.contiguous().cpu() for name, value in weights.items()}, fresh / WEIGHTS)
+        write_json(fresh / CONFIG, config)
         write_json(fresh / "learning_curve.json", [asdict(line) for line in curve])
 
 
@@ -32,7 +32,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         InputError: the folder is not a model or a file in it is damaged.
     """
     try:
-        return json.loads((folder / "config.json").read_text()), load_file(folder / "weights.safetensors")
+        return json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"Cannot read the model {folder}: {error}. Train it again.") from None
 

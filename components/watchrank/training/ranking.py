@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from watchrank.training.calibration import fit_calibration
 from watchrank.training.fit import Batches, Epoch, Fit, Loss, device_of, run_key
 from watchrank.training.folders import read_model, write_model
 from watchrank.training.losses import objective_weights, task_loss
+from watchrank.training.warm_start import origin, ranking_axes, start_from
 
 QUANTILE_ROWS = 200_000
 """Impressions that the quantiles are taken from."""
@@ -32,7 +34,11 @@ PREDICTION_ROWS = 8_192
 
 
 def train_ranking(
-    dataset: Path, output: Path, ranking: RankingSettings, training: TrainingSettings
+    dataset: Path,
+    output: Path,
+    ranking: RankingSettings,
+    training: TrainingSettings,
+    warm_start: Path | None = None,
 ) -> list[Epoch]:
     """Train a ranking model and write it to the folder `output`.
 
@@ -44,22 +50,27 @@ def train_ranking(
         output: folder for `config.json`, `weights.safetensors` and `learning_curve.json`.
         ranking: the architecture.
         training: the run.
+        warm_start: model folder of an earlier run to start from, as a release keeps it; None for a new start.
 
     Returns:
         The learning curve.
     """
     data = RankingDataset.open(dataset)
+    learned_from = origin(data.manifest["splits"]["train"]["until"], warm_start)
     checkpoint = output.parent / f"{output.name}.checkpoint"
     with distributed.process_group(device_of(training).type):
         torch.manual_seed(training.seed)
         model = new_model(data, ranking)
         if training.task_weighting == "uncertainty":
             learn_uncertainties(model, data.split("train"), training.objective)
-        curve = _fit(model, data, training, checkpoint, run_key(data.manifest, ranking, training))
+        if warm_start:
+            start_from(model, load_model(warm_start), ranking_axes, fresh={"log_variance"})
+        key = run_key(data.manifest | learned_from, ranking, training)
+        curve = _fit(model, data, training, checkpoint, key)
         if distributed.share().process == 0:
             if training.calibrate:
                 calibrate(model, data.split("validation"))
-            save_model(model, output, ranking, left_out(data, ranking), curve)
+            save_model(model, output, ranking, left_out(data, ranking), curve, learned_from)
             checkpoint.unlink(missing_ok=True)
         distributed.wait()
     return curve
@@ -257,10 +268,15 @@ def _fit_inputs(inputs: InputLayer, train: Split) -> None:
 
 
 def save_model(
-    model: RankingModel, output: Path, settings: RankingSettings, absent: frozenset[str], curve: list[Epoch]
+    model: RankingModel,
+    output: Path,
+    settings: RankingSettings,
+    absent: frozenset[str],
+    curve: list[Epoch],
+    learned_from: dict[str, Any],
 ) -> None:
-    """Write the model folder atomically."""
-    config = {"ranking": settings.model_dump(), "absent": sorted(absent)}
+    """Write the model folder atomically; `learned_from` is of `training.warm_start.origin`."""
+    config = {"ranking": settings.model_dump(), "absent": sorted(absent), **learned_from}
     write_model(output, model.state_dict(), config, curve)
 
 

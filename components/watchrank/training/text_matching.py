@@ -24,6 +24,7 @@ from watchrank.training import distributed
 from watchrank.training.fit import Epoch, Fit, device_of, run_key
 from watchrank.training.folders import read_model, write_model
 from watchrank.training.matching import InBatchMatchingLoss, MatchingLoss
+from watchrank.training.warm_start import origin, start_from, text_axes
 
 MAX_FIELD_IDS = 100_000
 """Ids of a side field that have an embedding."""
@@ -107,7 +108,11 @@ def document_features(documents: Columns, fields: list[str], rows: np.ndarray) -
 
 
 def train_text(
-    dataset: Path, output: Path, text: TextSettings, training: TextTrainingSettings
+    dataset: Path,
+    output: Path,
+    text: TextSettings,
+    training: TextTrainingSettings,
+    warm_start: Path | None = None,
 ) -> list[Epoch]:
     """Train text matching and write it to the folder `output`.
 
@@ -118,6 +123,7 @@ def train_text(
         output: folder for `config.json`, `weights.safetensors` and `learning_curve.json`.
         text: the architecture and the loss.
         training: the run.
+        warm_start: model folder of an earlier run to start from, as a release keeps it; None for a new start.
 
     Returns:
         The learning curve.
@@ -127,10 +133,13 @@ def train_text(
     """
     data = SearchDataset.open(dataset)
     _check(data, text)
+    learned_from = origin(data.manifest["splits"]["train"]["until"], warm_start)
     checkpoint = output.parent / f"{output.name}.checkpoint"
     with distributed.process_group(device_of(training).type):
         torch.manual_seed(training.seed)
         model = new_model(data, text)
+        if warm_start:
+            start_from(model, load_model(warm_start), text_axes)
         fields = field_names(model)
         share, seed = distributed.share(), training.seed
         negatives = text.negatives if text.loss == "negatives" else 0
@@ -144,10 +153,10 @@ def train_text(
             validation if validation.rows else None,
             training,
             checkpoint=checkpoint,
-            key=run_key(data.manifest, text, training),
+            key=run_key(data.manifest | learned_from, text, training),
         ).run()
         if share.process == 0:
-            config = {"text": text.model_dump(), "fields": fields}
+            config = {"text": text.model_dump(), "fields": fields, **learned_from}
             write_model(output, _own_weights(model), config, curve)
             checkpoint.unlink(missing_ok=True)
         distributed.wait()

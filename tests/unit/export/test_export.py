@@ -21,6 +21,7 @@ from watchrank.feature_store import materialise, online_video_features
 from watchrank.models.lookup import IdEmbedding, Vocabulary
 from watchrank.releases import checksums, next_release, release_numbers, verify
 from watchrank.schema import RANKING_INPUTS, RANKING_OUTPUTS, RECOMMEND_INPUTS, Tensor
+from watchrank.storage import locked
 
 
 def test_the_release_is_numbered_whole_and_checksummed(released, trained):
@@ -30,7 +31,12 @@ def test_the_release_is_numbered_whole_and_checksummed(released, trained):
     assert manifest["files"] == files
     models = ("candidate_generation", "video_features", "ranking", "rerank")
     wanted = {f"{model}/{name}" for model in models for name in ("model.onnx", "config.pbtxt")}
-    assert files.keys() == wanted | {"recommend/config.pbtxt", "golden.json", "popular.json"}
+    kept = {
+        f"training/{model}/{name}"
+        for model in ("ranking", "candidate_generation")
+        for name in ("config.json", "weights.safetensors", "learning_curve.json")
+    }
+    assert files.keys() == wanted | kept | {"recommend/config.pbtxt", "golden.json", "popular.json"}
     assert manifest["release"] == int(released.name)
     assert manifest["release"] in release_numbers(trained.place.releases)
     for differences in manifest["parity"].values():
@@ -112,7 +118,7 @@ def test_a_file_that_the_manifest_does_not_name_is_found_out(released, tmp_path)
 
 def test_two_exports_at_once_get_two_numbers(tmp_path):
     def make(_):
-        with next_release(tmp_path) as (number, fresh):
+        with locked(tmp_path), next_release(tmp_path) as (number, fresh):
             time.sleep(0.05)
             (fresh / "manifest.json").write_text("{}")
         return number

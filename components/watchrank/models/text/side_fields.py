@@ -25,10 +25,17 @@ class SideFields(nn.Module):
             dim: of the text's vector.
         """
         super().__init__()
+        self.width = width
         self.embeddings = nn.ModuleDict(
             {name: IdEmbedding(Vocabulary(own), width) for name, own in keys.items()}
         )
         self.layers = nn.Sequential(nn.Linear(len(keys) * width, hidden), nn.Tanh(), nn.Linear(hidden, dim))
+
+    @property
+    def columns(self) -> list[str]:
+        """What each input of the first layer is, in their order."""
+        width = self.width
+        return [f"{name}, {place} of {width}" for name in self.embeddings for place in range(width)]
 
     def forward(self, x: Features) -> Tensor:
         """Return [B, D]; an id outside its vocabulary is the zero vector before the layers."""
