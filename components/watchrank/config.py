@@ -393,6 +393,9 @@ class DeploymentSettings(Settings):
     http_url: str = "127.0.0.1:8000"
     metrics_url: str = "127.0.0.1:8002"
     timeout_seconds: float = Field(30, gt=0)
+    rollout_seconds: float = Field(
+        600, gt=0, description="within which a Triton that follows a release store must serve what it names"
+    )
     keep_releases: int = Field(2, ge=1, description="releases that stay loaded; the others are unloaded")
     admin_key_file: Path | None = Field(
         None, description="file of the key that the server wants for loading and unloading models"

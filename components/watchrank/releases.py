@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +39,6 @@ def find_release(releases: Path, parts: Mapping[str, Any]) -> Path | None:
                 verify(release)
                 return release
     return None
-
-
-def before(releases: Path, until: date) -> Path | None:
-    """Return the release that a run for the window that ends on the day `until` may start from, or None.
-
-    It is the newest one whose own window ended before that day; of several the last one made. Whether the run
-    has already made a release does therefore not matter.
-    """
-    ended = {}
-    for number in release_numbers(releases):
-        release = releases / f"{number:06d}"
-        last = read_manifest(release).get("until")
-        if last and last < str(until):
-            ended[last, number] = release
-    return ended[max(ended)] if ended else None
 
 
 def read_manifest(release: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ def build_candidate_dataset(
     workspace: str,
     feature_repo: str,
     examples: dict,
+    split: dict,
     dataset: Output[Dataset],
 ):
     """Choose the watches to predict and join each with what was known of its user before it.
@@ -22,24 +23,30 @@ def build_candidate_dataset(
         workspace: holds Feast's registry.
         feature_repo: folder of the Feast definitions.
         examples: settings: which watches are examples.
+        split: settings: the window.
         dataset: memory-mappable columns by split.
     """
     from pathlib import Path
 
-    from watchrank.config import ExampleSettings, parse
+    from watchrank.config import ExampleSettings, SplitSettings, parse
     from watchrank.datasets.candidates import build_candidate_dataset
     from watchrank.feature_store import open_store
     from watchrank.workspace import Workspace
 
     state = Workspace(Path(workspace)).feature_store
     feast = open_store(Path(feature_repo), Path(store.metadata["folder"]), state)
-    settings = parse(ExampleSettings, examples, "examples")
-    build_candidate_dataset(Path(events.metadata["folder"]), feast, Path(dataset.path), settings)
+    settings, window = parse(ExampleSettings, examples, "examples"), parse(SplitSettings, split, "split")
+    build_candidate_dataset(Path(events.metadata["folder"]), feast, Path(dataset.path), settings, window)
 
 
 @component
 def train_candidates(
-    dataset: Input[Dataset], candidates: dict, candidate_training: dict, model: Output[Model]
+    dataset: Input[Dataset],
+    candidates: dict,
+    candidate_training: dict,
+    launch: dict,
+    start: str,
+    model: Output[Model],
 ):
     """Train the user tower and the videos' vectors, on the GPU when there is one.
 
@@ -47,19 +54,25 @@ def train_candidates(
         dataset: of `build_candidate_dataset`.
         candidates: settings of the architecture.
         candidate_training: settings of the run.
+        launch: settings: on how many processes and nodes.
+        start: folder of the release whose weights it starts from; empty for none.
         model: configuration, weights and learning curve.
     """
     from pathlib import Path
 
-    from watchrank.config import CandidateSettings, CandidateTrainingSettings, parse
-    from watchrank.training.candidate_generation import train_candidates
+    from watchrank.config import CandidateSettings, CandidateTrainingSettings, LaunchSettings, parse
+    from watchrank.export.made_of import trained_model
+    from watchrank.training.jobs import CandidatesJob
+    from watchrank.training.launch import launch as launch_job
 
-    curve = train_candidates(
-        Path(dataset.path),
-        Path(model.path),
-        parse(CandidateSettings, candidates, "candidates"),
-        parse(CandidateTrainingSettings, candidate_training, "candidate_training"),
+    job = CandidatesJob(
+        dataset=Path(dataset.path),
+        output=Path(model.path),
+        warm_start=trained_model(start, "candidate_generation"),
+        settings=parse(CandidateSettings, candidates, "candidates"),
+        training=parse(CandidateTrainingSettings, candidate_training, "candidate_training"),
     )
+    curve = launch_job(job, parse(LaunchSettings, launch, "launch"))
     model.metadata["epochs"] = len(curve)
 
 

@@ -1,6 +1,8 @@
 """Components that stand around a run: the first takes the workspace, the last gives it back and reports."""
 
-from kfp.dsl import PipelineTaskFinalStatus
+from typing import NamedTuple
+
+from kfp.dsl import Dataset, Input, PipelineTaskFinalStatus
 
 from watchrank_components.image import component
 
@@ -24,6 +26,46 @@ def begin(workspace: str, run: str, lease_hours: int, wait_minutes: int) -> str:
 
     take(Path(workspace), run, hours=lease_hours, wait_minutes=wait_minutes)
     return workspace
+
+
+@component
+def plan(
+    events: Input[Dataset],
+    workspace: str,
+    model_repository: str,
+    release_store: str,
+    until: str,
+    warm_start: bool,
+    split: dict,
+) -> NamedTuple("Plan", [("split", dict), ("start", str)]):
+    """Settle the window of this run and the release that it starts from.
+
+    Args:
+        events: of `ingest`.
+        workspace: keeps the releases.
+        model_repository: what Triton serves from.
+        release_store: where Tritons follow releases; empty where Triton is told directly.
+        until: last day of the window; empty for the log's last.
+        warm_start: whether to start from what serves.
+        split: settings: which days train, validate and test.
+
+    Returns:
+        The settings of the window, with its last day, and the folder of the release to start from, or empty.
+    """
+    from pathlib import Path
+
+    from watchrank.config import SplitSettings, parse
+    from watchrank.deployment.rollout import serving_release
+    from watchrank.retraining import plan
+    from watchrank.workspace import Workspace
+
+    champion, place = None, Workspace(Path(workspace))
+    if warm_start:
+        champion = serving_release(place.releases, Path(model_repository), release_store)
+    settings = parse(SplitSettings, split, "split")
+    found = plan(Path(events.metadata["folder"]), until, settings, champion)
+    print(f"The window ends on {found.split.until}; training starts from {found.start or 'nothing'}.")
+    return (found.split.model_dump(mode="json", exclude_none=True), str(found.start or ""))
 
 
 @component

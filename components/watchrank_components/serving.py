@@ -71,12 +71,13 @@ def export_release(
 
 
 @component
-def deploy_release(release: Input[Model], model_repository: str, deployment: dict) -> int:
+def deploy_release(release: Input[Model], model_repository: str, release_store: str, deployment: dict) -> int:
     """Load the release into Triton beside what serves, smoke-test it, and switch to it.
 
     Args:
         release: of `export_release`.
         model_repository: what Triton serves from.
+        release_store: where Tritons follow releases; empty where Triton is told directly.
         deployment: settings: where Triton listens.
 
     Returns:
@@ -86,8 +87,13 @@ def deploy_release(release: Input[Model], model_repository: str, deployment: dic
 
     from watchrank.config import DeploymentSettings, parse
     from watchrank.deployment.deploy import deploy
+    from watchrank.deployment.release_store import ReleaseStore
+    from watchrank.deployment.rollout import roll_out
 
     settings = parse(DeploymentSettings, deployment, "deployment")
+    if release_store:
+        store = ReleaseStore(release_store)
+        return roll_out(Path(release.path), store, settings, settings.rollout_seconds)
     return deploy(Path(release.path), Path(model_repository), settings).release
 
 

@@ -36,27 +36,38 @@ def build_search_dataset(events: Input[Dataset], text: dict, split: dict, datase
 
 
 @component
-def train_text(dataset: Input[Dataset], text: dict, text_training: dict, model: Output[Model]):
+def train_text(
+    dataset: Input[Dataset], text: dict, text_training: dict, launch: dict, start: str, model: Output[Model]
+):
     """Train the towers of queries and titles, on the GPU when there is one.
 
     Args:
         dataset: of `build_search_dataset`.
         text: settings of the architecture and the loss.
         text_training: settings of the run.
+        launch: settings: on how many processes and nodes.
+        start: folder of the release whose weights it starts from; empty for none.
         model: configuration, weights and learning curve; `absent` in its metadata when the dataset has it.
     """
     from pathlib import Path
 
-    from watchrank.config import TextSettings, TextTrainingSettings, parse
-    from watchrank.training.text_matching import train_text
+    from watchrank.config import LaunchSettings, TextSettings, TextTrainingSettings, parse
+    from watchrank.export.made_of import trained_model
+    from watchrank.training.jobs import TextJob
+    from watchrank.training.launch import launch as launch_job
 
     if "absent" in dataset.metadata:
         Path(model.path).mkdir()
         model.metadata["absent"] = dataset.metadata["absent"]
         return
-    settings = parse(TextSettings, text, "text")
-    training = parse(TextTrainingSettings, text_training, "text_training")
-    curve = train_text(Path(dataset.path), Path(model.path), settings, training)
+    job = TextJob(
+        dataset=Path(dataset.path),
+        output=Path(model.path),
+        warm_start=trained_model(start, "text_match"),
+        settings=parse(TextSettings, text, "text"),
+        training=parse(TextTrainingSettings, text_training, "text_training"),
+    )
+    curve = launch_job(job, parse(LaunchSettings, launch, "launch"))
     model.metadata["epochs"] = len(curve)
 
 

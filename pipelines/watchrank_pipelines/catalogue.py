@@ -6,18 +6,20 @@ from watchrank.errors import InputError
 from watchrank_pipelines.definition import guarded
 from watchrank_pipelines.drift import drift_pipeline
 from watchrank_pipelines.feature import feature_pipeline
+from watchrank_pipelines.retraining import retraining_pipeline
 from watchrank_pipelines.rollback import rollback_pipeline
 from watchrank_pipelines.training import training_pipeline
 
 PIPELINES = {
     "feature": feature_pipeline,
     "training": training_pipeline,
+    "retraining": retraining_pipeline,
     "rollback": rollback_pipeline,
     "drift": drift_pipeline,
 }
 """As they are defined, and as they run on this machine."""
 
-_HOLD_THE_WORKSPACE = {"feature", "training"}
+_HOLD_THE_WORKSPACE = {"feature", "training", "retraining"}
 
 
 def find(name: str) -> GraphComponent:

@@ -110,7 +110,7 @@ def data_group(workspace: str, data: str, source: str, feature_repo: str, *, set
     return Data(events, store, log.outputs["truth"], validated.outputs["report"])
 
 
-@pipeline("ranker", "Ranker", "model", "split", "ranking", "training", "gates", "drift")
+@pipeline("ranker", "Ranker", "model", "split", "ranking", "training", "launch", "gates", "drift")
 def ranker_group(
     events: Dataset,
     store: Dataset,
@@ -118,6 +118,8 @@ def ranker_group(
     workspace: str,
     feature_repo: str,
     model_repository: str,
+    release_store: str,
+    start: str,
     *,
     settings: Settings,
 ) -> Ranker:
@@ -130,6 +132,8 @@ def ranker_group(
         workspace: Keeps the releases.
         feature_repo: Folder of the Feast definitions.
         model_repository: What Triton serves from: the champion.
+        release_store: Where Tritons follow releases, or empty.
+        start: Folder of the release whose weights it starts from, or empty.
         settings: Its sections of the configuration.
     """
     dataset = (
@@ -150,7 +154,12 @@ def ranker_group(
         "Drift report",
     )
     trained = ranking_components.train_ranking(
-        dataset=dataset, kind=settings["model"], ranking=settings["ranking"], training=settings["training"]
+        dataset=dataset,
+        kind=settings["model"],
+        ranking=settings["ranking"],
+        training=settings["training"],
+        launch=settings["launch"],
+        start=start,
     ).set_display_name("Training")
     evaluated = effect(  # what serves may be another release
         ranking_components.evaluate_ranking(
@@ -159,6 +168,7 @@ def ranker_group(
             truth=truth,
             workspace=workspace,
             model_repository=model_repository,
+            release_store=release_store,
             gates=settings["gates"],
         ),
         "Evaluation and gate",
@@ -172,9 +182,24 @@ def ranker_group(
     )
 
 
-@pipeline("candidates", "Candidate generation", "examples", "candidates", "candidate_training", "gates")
+@pipeline(
+    "candidates",
+    "Candidate generation",
+    "split",
+    "examples",
+    "candidates",
+    "candidate_training",
+    "launch",
+    "gates",
+)
 def candidate_group(
-    events: Dataset, store: Dataset, workspace: str, feature_repo: str, *, settings: Settings
+    events: Dataset,
+    store: Dataset,
+    workspace: str,
+    feature_repo: str,
+    start: str,
+    *,
+    settings: Settings,
 ) -> Matcher:
     """Choose the examples, train candidate generation and hold it against its baselines.
 
@@ -183,6 +208,7 @@ def candidate_group(
         store: The feature store.
         workspace: Holds Feast's registry.
         feature_repo: Folder of the Feast definitions.
+        start: Folder of the release whose weights it starts from, or empty.
         settings: Its sections of the configuration.
     """
     dataset = (
@@ -192,6 +218,7 @@ def candidate_group(
             workspace=workspace,
             feature_repo=feature_repo,
             examples=settings["examples"],
+            split=settings["split"],
         )
         .set_display_name("Dataset")
         .outputs["dataset"]
@@ -200,6 +227,8 @@ def candidate_group(
         dataset=dataset,
         candidates=settings["candidates"],
         candidate_training=settings["candidate_training"],
+        launch=settings["launch"],
+        start=start,
     ).set_display_name("Training")
     evaluated = candidate_components.evaluate_candidates(
         model=trained.outputs["model"], dataset=dataset, gates=settings["gates"]
@@ -207,12 +236,13 @@ def candidate_group(
     return Matcher(trained.outputs["model"], dataset, evaluated.outputs["results"])
 
 
-@pipeline("text", "Text matching", "text", "text_training", "split")
-def text_group(events: Dataset, *, settings: Settings) -> Matcher:
+@pipeline("text", "Text matching", "split", "text", "text_training", "launch")
+def text_group(events: Dataset, start: str, *, settings: Settings) -> Matcher:
     """Match searches with titles; passed by where the log has no searches.
 
     Args:
         events: The events.
+        start: Folder of the release whose weights it starts from, or empty.
         settings: Its sections of the configuration.
     """
     dataset = (
@@ -221,7 +251,11 @@ def text_group(events: Dataset, *, settings: Settings) -> Matcher:
         .outputs["dataset"]
     )
     trained = text_components.train_text(
-        dataset=dataset, text=settings["text"], text_training=settings["text_training"]
+        dataset=dataset,
+        text=settings["text"],
+        text_training=settings["text_training"],
+        launch=settings["launch"],
+        start=start,
     ).set_display_name("Training")
     evaluated = text_components.evaluate_text(
         model=trained.outputs["model"], dataset=dataset
@@ -244,6 +278,7 @@ def release_group(
     workspace: str,
     feature_repo: str,
     model_repository: str,
+    release_store: str,
     *,
     settings: Settings,
 ) -> Served:
@@ -263,6 +298,7 @@ def release_group(
         workspace: Keeps the releases.
         feature_repo: Folder of the Feast definitions.
         model_repository: What Triton serves from.
+        release_store: Where Tritons follow releases, or empty.
         settings: Its sections of the configuration.
     """
     exported = online(
@@ -288,6 +324,7 @@ def release_group(
         serving_components.deploy_release(
             release=exported.outputs["release"],
             model_repository=model_repository,
+            release_store=release_store,
             deployment=settings["deployment"],
         ),
         "Deployment",

@@ -20,6 +20,7 @@ EFFECTS = {
     "begin",
     "finish",
     "prepare-log",
+    "plan",
     "ingest",
     "build-features",
     "open-workspace",
@@ -31,7 +32,7 @@ EFFECTS = {
     "report-skew",
     "roll-back",
 }
-ONLINE = EFFECTS - {"begin", "finish", "open-workspace", "evaluate-ranking", "report-drift"}
+ONLINE = EFFECTS - {"begin", "finish", "plan", "open-workspace", "evaluate-ranking", "report-drift"}
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +55,13 @@ def tasks(spec, dag):
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_parameter_has_a_type_a_description_and_but_for_the_workspace_a_default(specs, name):
-    parameters = specs[name]["root"]["inputDefinitions"]["parameters"]
-    assert parameters["workspace"]
+    parameters, needed = specs[name]["root"]["inputDefinitions"]["parameters"], {"workspace"}
+    if name == "retraining":
+        needed.add("data")
     for each, parameter in parameters.items():
         assert parameter["parameterType"] in {"STRING", "STRUCT", "NUMBER_INTEGER", "BOOLEAN"}
         assert len(parameter.get("description", "")) > 15, each
-        assert ("defaultValue" in parameter) == (each != "workspace")
+        assert ("defaultValue" in parameter) == (each not in needed)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -123,7 +125,10 @@ def test_a_run_on_kubeflow_ends_with_its_report_whatever_happens(specs, name):
     )
 
 
-@pytest.mark.parametrize(("name", "alone"), [("feature", True), ("training", True), ("rollback", False)])
+@pytest.mark.parametrize(
+    ("name", "alone"),
+    [*((each, True) for each in ("feature", "training", "retraining")), ("rollback", False)],
+)
 def test_a_run_that_writes_begins_by_taking_its_workspace(specs, name, alone):
     dag = specs[name]["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     assert ("begin" in dag) == alone

@@ -250,7 +250,10 @@ def test_a_server_that_is_not_there_is_said_so(run, caplog):
         ([*SUBMIT, "--param=training={}"], "has no plain parameter training. Set it by --set."),
         ([*SUBMIT, "--param=nothing=1"], "has no plain parameter nothing. It has workspace, data, "),
         ([*SUBMIT, "--param=nothing"], "Cannot read the parameter 'nothing'. Write name=value."),
-        ([*SUBMIT, "--pipeline=nothing"], "There is no pipeline 'nothing'. There is feature, training"),
+        (
+            [*SUBMIT, "--pipeline=nothing"],
+            "There is no pipeline 'nothing'. There is feature, training, re",
+        ),
         ([*SCHEDULE, "@daily"], "The cron expression '@daily' has 1 fields."),
         (["schedule"], "--cron makes a schedule"),
         (["schedule", "pause", "--cron=0 3 * * *"], "--cron makes a schedule"),
@@ -274,7 +277,7 @@ def test_a_host_without_its_protocol_is_refused(host, run):
 
 def test_a_run_on_kubeflow_has_the_parameters_of_a_local_one():
     given = arguments(training_pipeline, Config(), {"workspace": "/workspace"})
-    assert set(given) | {"data", "source", "feature_repo", "model_repository"} == set(
+    assert set(given) | {"data", "source", "feature_repo", "model_repository", "release_store"} == set(
         training_pipeline.component_spec.inputs
     )
     with pytest.raises(InputError, match="needs workspace"):

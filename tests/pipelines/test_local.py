@@ -36,6 +36,15 @@ def test_logs_become_answers_of_triton(prepared, triton_venv, repository, tmp_pa
     for page in ("ranking.html", "validation.html"):
         assert "<html" in (reports / page).read_text()
     assert (workspace / "releases" / "000001" / "manifest.json").exists()
+    until = json.loads((workspace / "releases" / "000001" / "manifest.json").read_text())["until"]
+    again = given | {"data": str(workspace / "log"), "until": until}
+    easy = prepared.config.model_copy(
+        update={"gates": prepared.config.gates.model_copy(update={"force": True})}
+    )
+    for _ in range(2):  # trained from nothing again, as what serves is of that very day: the same release
+        reports = run_here(find("retraining"), easy, workspace, again, triton_venv)
+        assert "champion: release 000001" in (reports / "gate.md").read_text()
+        assert [path.name for path in (workspace / "releases").iterdir() if path.name[0] != "."] == ["000001"]
     reports = run_here(find("drift"), prepared.config, workspace, given, triton_venv)
     assert {page.name for page in reports.iterdir()} == {"drift.html", "skew.html"}
     with pytest.raises(PipelineError, match="roll-back"):

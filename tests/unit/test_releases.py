@@ -5,7 +5,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 
 import numpy as np
 import pytest
@@ -15,7 +15,8 @@ from watchrank.datasets.candidates import CandidateDataset
 from watchrank.deployment.model_repository import publish
 from watchrank.export import video_features
 from watchrank.export.release import export_release, refresh_release
-from watchrank.releases import MANIFEST, before, find_release, read_manifest, release_numbers, verify
+from watchrank.releases import MANIFEST, find_release, read_manifest, release_numbers, verify
+from watchrank.retraining import start
 from watchrank.storage import write_json
 from watchrank.training.candidate_generation import load_model as load_candidates
 from watchrank.training.ranking import load_model, train_ranking
@@ -113,25 +114,49 @@ def test_a_release_and_its_refreshed_one_keep_models_to_start_from_that_triton_i
     assert read_manifest(fresh)["made_of"] == read_manifest(release)["made_of"], "of the same features"
 
 
-DAY = date(2026, 1, 10)
-
-
 @pytest.fixture
 def releases(tmp_path):
-    """Five releases by the last day of their window: 8, 10, 9, 9 and one that does not say."""
-    for number, day in enumerate((8, 10, 9, 9, None), 1):
-        until = {"until": str(date(2026, 1, day))} if day else {}
-        values = {"release": number, "files": {}, "endpoints": [], "made_of": {"number": number}, **until}
+    """Releases by number: the last day of their window, and the one that they started from."""
+    for number, (day, origin) in {
+        1: (8, None),
+        2: (9, 1),
+        3: (10, 2),
+        4: (10, None),
+        5: (None, None),
+    }.items():
+        values = {
+            "release": number,
+            "files": {},
+            "endpoints": [],
+            "made_of": {"number": number},
+            "warm_started_from": origin,
+        }
         (tmp_path / f"{number:06d}").mkdir()
-        write_json(tmp_path / f"{number:06d}" / MANIFEST, values)
+        until = {"until": str(date(2026, 1, day))} if day else {}
+        write_json(tmp_path / f"{number:06d}" / MANIFEST, values | until)
     return tmp_path
 
 
-@pytest.mark.parametrize(("days", "expected"), [(-2, None), (-1, 1), (0, 4), (1, 2), (9, 2)])
-def test_a_run_starts_from_the_newest_window_that_ended_before_its_own(releases, days, expected):
-    found = before(releases, DAY + timedelta(days=days))
+@pytest.mark.parametrize(
+    ("champion", "day", "expected"),
+    [
+        (3, 11, 3),  # what serves is older
+        (3, 10, 2),  # the run of that day again: from what it started from
+        (3, 9, 1),
+        (3, 8, None),
+        (2, 11, 2),  # 3 was rolled back
+        (4, 10, None),  # it started from nothing
+        (5, 11, None),  # it does not say what it has seen
+        (9, 11, None),  # it is gone
+    ],
+)
+def test_a_run_starts_from_what_serves_or_what_that_came_from(releases, champion, day, expected):
+    found = start(releases / f"{champion:06d}", date(2026, 1, day))
     assert found == (releases / f"{expected:06d}" if expected else None)
-    assert before(releases / "nothing", DAY) is None
+
+
+def test_the_first_run_starts_from_nothing():
+    assert start(None, date(2026, 1, 1)) is None
 
 
 def test_a_release_is_found_by_what_it_was_made_of(releases):

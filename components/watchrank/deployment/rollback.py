@@ -6,6 +6,7 @@ from watchrank.config import DeploymentSettings
 from watchrank.deployment import model_repository
 from watchrank.deployment.deploy import deploy, release_before
 from watchrank.deployment.release_store import ReleaseStore
+from watchrank.deployment.rollout import switch
 from watchrank.errors import InputError
 from watchrank.releases import release_numbers
 
@@ -35,7 +36,7 @@ def roll_back(
     if store is not None:
         there = ReleaseStore(store)
         before, now = there.serving(), number or there.release_before()
-        there.serve(now)
+        switch(now, there, settings, settings.rollout_seconds)
         return before, now
     before = model_repository.serving(repository, ENDPOINT)
     now = number or release_before(repository, ENDPOINT)

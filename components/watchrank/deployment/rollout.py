@@ -10,12 +10,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from watchrank.config import DeploymentSettings
+from watchrank.deployment import model_repository
 from watchrank.deployment.deploy import serving
 from watchrank.deployment.release_store import ReleaseStore
 from watchrank.errors import DeploymentError, WatchrankError
 
 _INTERVAL = 0.5
 """Seconds from one question to Triton to the next."""
+
+
+def serving_release(releases: Path, repository: Path, store: str) -> Path | None:
+    """Return the folder of the release that serves, the champion; None before the first.
+
+    Args:
+        releases: folder of all releases.
+        repository: the model repository that Triton reads.
+        store: the release store that Triton's side follows instead; empty for none.
+
+    Raises:
+        DeploymentError, InputError: see `champion`.
+    """
+    if store:
+        return champion(ReleaseStore(store), releases)
+    number = model_repository.serving(repository, "ranking")
+    return None if number is None else releases / f"{number:06d}"
 
 
 def champion(store: ReleaseStore, releases: Path) -> Path | None:

@@ -65,6 +65,12 @@ def keep(models: Mapping[str, Path], release: Path) -> None:
         shutil.copytree(folder, release / TRAINING / name)
 
 
+def trained_model(release: str, name: str) -> Path | None:
+    """Return the folder of a trained model that a release keeps; None without the release or the model."""
+    folder = Path(release) / TRAINING / name
+    return folder if release and folder.exists() else None
+
+
 def started_from(models: Mapping[str, Path], releases: Path) -> int | None:
     """Return the first release whose weights one of the models started from, or None."""
     configs = {name: json.loads((folder / CONFIG).read_text()) for name, folder in models.items()}

@@ -21,6 +21,7 @@ from watchrank.training.fit import Epoch
 class _Job(Settings):
     dataset: Path
     output: Path
+    warm_start: Path | None = None
 
     @property
     def failure(self) -> Path:
@@ -46,7 +47,7 @@ class RankingJob(_Job):
         """Train in this process, with the others of its group if there are any."""
         from watchrank.training.ranking import train_ranking
 
-        return train_ranking(self.dataset, self.output, self.settings, self.training)
+        return train_ranking(self.dataset, self.output, self.settings, self.training, self.warm_start)
 
 
 class CandidatesJob(_Job):
@@ -60,7 +61,7 @@ class CandidatesJob(_Job):
         """Train in this process, with the others of its group if there are any."""
         from watchrank.training.candidate_generation import train_candidates
 
-        return train_candidates(self.dataset, self.output, self.settings, self.training)
+        return train_candidates(self.dataset, self.output, self.settings, self.training, self.warm_start)
 
 
 class TextJob(_Job):
@@ -74,7 +75,7 @@ class TextJob(_Job):
         """Train in this process, with the others of its group if there are any."""
         from watchrank.training.text_matching import train_text
 
-        return train_text(self.dataset, self.output, self.settings, self.training)
+        return train_text(self.dataset, self.output, self.settings, self.training, self.warm_start)
 
 
 TrainingJob = Annotated[RankingJob | CandidatesJob | TextJob, Field(discriminator="model")]
