@@ -67,7 +67,9 @@ def test_a_log_without_searches_passes_by_text_matching_and_says_so(prepared, tm
     )
     events, metrics = Dataset(uri="", metadata={"folder": str(place.events)}), Metrics()
     text.build_search_dataset.python_func(events, settings["text"], settings["split"], dataset)
-    text.train_text.python_func(dataset, settings["text"], settings["text_training"], model)
+    text.train_text.python_func(
+        dataset, settings["text"], settings["text_training"], settings["launch"], "", model
+    )
     text.evaluate_text.python_func(model, dataset, metrics, results)
     reason = f"The events in {place.events} have no searches"
     assert json.loads((tmp_path / "results").read_text())["absent"].startswith(reason)
