@@ -125,6 +125,22 @@ def test_nested_pipelines_importers_and_what_a_task_says_itself_are_kept():
     assert len(placed(outer, ClusterSettings())) == 2
 
 
+def test_what_a_pipeline_says_of_the_platform_is_kept():
+    @dsl.component(base_image="busybox-python")
+    def foreign():
+        pass
+
+    own = dsl.PipelineConfig(workspace=dsl.WorkspaceConfig(size="1Gi"))
+
+    @dsl.pipeline(name="small", pipeline_config=own)
+    def small():
+        foreign()
+
+    for settings in (ClusterSettings(), CLUSTER):
+        _, platform = placed(small, settings)
+        assert platform["platforms"]["kubernetes"]["pipelineConfig"]["workspace"]["size"] == "1Gi"
+
+
 def test_compile_takes_the_cluster_of_the_settings(tmp_path, monkeypatch):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"cluster": {"image": "registry/watchrank-python:2"}}))

@@ -28,7 +28,6 @@ def launch(job: TrainingJob, settings: LaunchSettings) -> list[Epoch]:
     """
     if settings.nodes == settings.processes == 1:
         return job.train()
-    job.output.parent.mkdir(parents=True, exist_ok=True)
     job.failure.unlink(missing_ok=True)
     try:
         if settings.nodes == 1:

@@ -18,7 +18,8 @@ def main() -> None:
         job.train()
     except Exception as error:
         reason = " ".join(str(error).split())
-        with suppress(OSError), job.failure.open("x") as file:
+        job.failure.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError), job.failure.open("x") as file:
             file.write(f"{type(error).__name__}: {reason}")
         raise
 

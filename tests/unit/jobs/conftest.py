@@ -43,7 +43,7 @@ class Cluster:
         self.message = "jobset failed due to one or more job failures"
         self.labels, self.container = {}, "node"
         self.at_look = {}
-        self.cut_after = None
+        self.cut_after, self.seconds_a_line = None, 0
         self.url = ""
 
     def app(self):
@@ -166,11 +166,14 @@ class Cluster:
     def log(self, name):
         job = name.removesuffix("-0")
         self.known(job)
+        if self.state(job) == "Created":
+            abort(400, f"container {self.container!r} in pod {name!r} is waiting to start")
 
         def told():
             for place, line in enumerate(self.lines):
                 if place == self.cut_after and self.state(job) == "Running":
                     return
+                time.sleep(self.seconds_a_line)
                 yield f"2026-01-01T00:00:{place:02}.000000000Z {line}\n"
             while job in self.objects and self.state(job) == "Running":
                 time.sleep(0.01)

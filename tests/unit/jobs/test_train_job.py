@@ -42,6 +42,14 @@ def job(tmp_path):
 
 
 @pytest.fixture
+def interruptible():
+    """Ctrl-C is ignored in a process that a shell started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def settings(tmp_path):
     return LaunchSettings.model_validate(
         {
@@ -63,11 +71,12 @@ def settings(tmp_path):
     )
 
 
-def test_a_train_job_is_made_followed_with_its_log_and_deleted(cluster, job, settings, capsys):
+def test_a_train_job_is_made_followed_with_its_log_and_deleted(cluster, job, settings, capsys, caplog):
     cluster.scripts = [["Created", "Created", "Running", "Running", "Complete"]]
     (line,) = launch(job, settings)
     assert line.train_loss == 1.5
     assert capsys.readouterr().out.split() == ["one", "two", "three"]
+    assert "Cannot read the log" not in caplog.text
     (posted,) = cluster.posted
     assert cluster.calls.count("DELETE <name>") == 1
     spec, trainer = posted["spec"], posted["spec"]["trainer"]
@@ -141,10 +150,17 @@ def test_a_log_that_breaks_off_is_told_once_and_whole(cluster, job, settings, ca
     assert cluster.calls.count("GET log") > 2
 
 
+def test_a_job_that_ends_before_its_log_is_told_to_the_end(cluster, job, settings, capsys):
+    cluster.scripts = [["Running", "Complete"]]
+    cluster.seconds_a_line = 0.2
+    launch(job, settings)
+    assert capsys.readouterr().out.split() == ["one", "two", "three"]
+
+
 @pytest.mark.parametrize(
     ("number", "ended"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
 )
-def test_a_signal_deletes_the_train_job(number, ended, cluster, job, settings):
+def test_a_signal_deletes_the_train_job(number, ended, cluster, job, settings, interruptible):
     cluster.scripts = [["Created", "Running"]]
     cluster.at_look = {3: lambda: os.kill(os.getpid(), number)}
     before = signal.getsignal(signal.SIGTERM)
@@ -176,6 +192,13 @@ def test_a_server_that_is_busy_for_a_while_is_borne(cluster, job, settings):
     cluster.refused = {"GET <name>": [None, None, 503, 429, 500], "GET pods": [500]}
     launch(job, settings)
     assert not cluster.alive
+
+
+def test_a_server_that_stays_down_leaves_the_job(cluster, job, settings):
+    cluster.refused = {"GET <name>": [None, None, *[503] * 30]}
+    with pytest.raises(JobError, match=r"503 SERVICE UNAVAILABLE.* Try again\.$"):
+        launch(job, settings)
+    assert cluster.alive
 
 
 def test_a_refused_call_is_one_sentence_and_the_job_goes_on(cluster, job, settings):
