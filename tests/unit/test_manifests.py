@@ -18,6 +18,7 @@ import yaml
 from watchrank.cli import app
 from watchrank.config import Config
 from watchrank.deployment.administration import HEADER, RESTRICTED
+from watchrank.deployment.server_environment import read_environment
 from watchrank.serving.client import CHANNEL
 from watchrank.serving.metrics import Metrics
 from watchrank.serving.request_log import RequestLog
@@ -456,6 +457,23 @@ def test_triton_loads_models_for_the_key_alone(manifests):
     assert volume["secret"]["secretName"] == key["name"]
     settings = Config.load(None, parse(follow["args"])["override"])
     assert settings.deployment.admin_key_file == Path(mount["mountPath"]) / key["key"]
+
+
+def test_the_options_of_triton_are_those_of_its_release(manifests, triton_venv):
+    triton = containers(manifests)["watchrank-triton/triton"]
+    environment = read_environment(triton_venv)
+    assert "24.10" in triton["image"], "the local server is of this release"
+    command = [environment.tritonserver, "--help"]
+    told = subprocess.run(
+        command,
+        env=environment.variables(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    ).stdout
+    known = set(re.findall(r"^\s*(--[\w-]+)", told, re.MULTILINE))
+    assert {option.partition("=")[0] for option in triton["args"]} <= known
 
 
 def test_triton_and_follow_share_the_model_repository(manifests):
