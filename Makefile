@@ -74,6 +74,10 @@ bench-quality: env $(VENV)/bench  ## the ranker beside LightGBM on WORKSPACE, af
 	$(BIN)/watchrank dataset --workspace $(WORKSPACE) --config $(CONFIG)
 	$(BIN)/python tests/benchmarks/ranking_quality.py $(WORKSPACE) $(SET)
 
+.PHONY: sizes
+sizes: env  ## what the Python environment of each image weighs; minutes each
+	$(BIN)/python tests/benchmarks/image_sizes.py
+
 .PHONY: lint
 lint: env  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,8 +1,10 @@
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,28 +110,77 @@ def repository() -> Path:
     return REPOSITORY
 
 
+def needed(program: str, *places: Path) -> str:
+    """Return where a program is, on the path or in `places`; without it CI fails, others skip the test."""
+    found = shutil.which(program, path=os.pathsep.join([os.environ["PATH"], *map(str, places)]))
+    if found is None:
+        reason = f"there is no {program}; install it"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(port: int) -> None:
+    """Wait until a server listens."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="session")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real Redis server with nothing in it."""
-    program = shutil.which("redis-server")
-    if program is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("there is no redis-server; install it")
-        pytest.skip("there is no redis-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    program, port = needed("redis-server"), free_port()
     folder = tmp_path_factory.mktemp("redis")
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+        wait_for(port)
         yield f"127.0.0.1:{port}"
         server.terminate()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[dict[str, str]]:
+    """The variables that lead to a real Postgres server; the user may make databases."""
+    program = Path(needed("initdb", *Path("/usr/lib/postgresql").glob("*/bin")))
+    port, password = free_port(), "p@ss:/word"
+    owner = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "password").write_text(password)
+        if owner:
+            shutil.chown(folder, "postgres")
+        options = ["--username=watchrank", "--auth=scram-sha-256", f"--pwfile={folder}/password", "--no-sync"]
+        made = [program, f"--pgdata={folder}/data", *options]
+        subprocess.run(made, check=True, stdout=subprocess.DEVNULL, cwd=folder, **owner)
+        settings = [
+            "listen_addresses=127.0.0.1",
+            "unix_socket_directories=",
+            "fsync=off",
+            "logging_collector=on",
+        ]
+        started = [program.with_name("postgres"), "-D", f"{folder}/data", "-p", str(port)]
+        started += [word for setting in settings for word in ("-c", setting)]
+        with subprocess.Popen(started, stderr=subprocess.DEVNULL, cwd=folder, **owner) as server:
+            wait_for(port)
+            yield {
+                "PGHOST": "127.0.0.1",
+                "PGPORT": str(port),
+                "PGUSER": "watchrank",
+                "PGPASSWORD": password,
+                "PGDATABASE": "postgres",
+            }
+            server.send_signal(signal.SIGINT)
 
 
 @pytest.fixture(scope="session")

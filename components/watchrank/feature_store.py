@@ -13,12 +13,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from watchrank.config import EngineSettings
 from watchrank.engine import connect
@@ -46,6 +48,9 @@ with warnings.catch_warnings():  # Feast switches every library's deprecation wa
 USER_TABLES = (USER_PROFILE, USER_ACTIVITY, USER_STATISTICS, USER_SEARCH)
 VIDEO_TABLES = (VIDEO_PROFILE, VIDEO_STATISTICS)
 
+APPLY_ATTEMPTS = 10
+"""Times that definitions are applied while other processes write the same ones to a registry in SQL."""
+
 _COUNTED = (USER_STATISTICS, VIDEO_STATISTICS)
 _ARROW: dict[Dtype, pa.DataType] = {
     "int64": pa.int64(),
@@ -60,12 +65,14 @@ def open_store(feature_repo: Path, features: Path, state: Path) -> FeatureStore:
 
     Args:
         feature_repo: folder of `feature_store.yaml` and `definitions.py`, or another such YAML file beside
-            them: `feature_store_redis.yaml` keeps online features in Redis.
+            them: `feature_store_redis.yaml` keeps online features in Redis, `feature_store_sql.yaml` the
+            registry in Postgres too.
         features: folder that `features.build_features` wrote.
         state: folder of the registry and the local online store; made when it is not there.
 
     Raises:
-        InputError: one of the two folders lacks its files, or an environment variable of the file is not set.
+        InputError: one of the two folders lacks its files, an environment variable of the file is not set, or
+            its registry does not answer.
     """
     file = feature_repo if feature_repo.is_file() else feature_repo / "feature_store.yaml"
     for needed, remedy in (
@@ -79,11 +86,9 @@ def open_store(feature_repo: Path, features: Path, state: Path) -> FeatureStore:
     places = {"WATCHRANK_FEATURES": str(features.resolve()), "WATCHRANK_STATE": str(state.resolve())}
     with _environment(places):
         _check_variables(file)
-        store = FeatureStore(repo_path=str(file.parent), fs_yaml_file=file)
         definitions = runpy.run_path(str(file.parent / "definitions.py"))
-    kinds = (Entity, FeatureView, FeatureService)
-    store.apply([value for value in definitions.values() if isinstance(value, kinds)])
-    return store
+        kinds = (Entity, FeatureView, FeatureService)
+        return _applied(file, [value for value in definitions.values() if isinstance(value, kinds)])
 
 
 def historical_features(
@@ -208,8 +213,28 @@ def _default(table: Table, column: Column) -> float:
     return 0 if table in _COUNTED else PAD_ID
 
 
+def _applied(file: Path, definitions: list[Any]) -> FeatureStore:
+    """Open the store of `file` with these definitions; again where another process made the same just now."""
+    for attempt in range(APPLY_ATTEMPTS):
+        try:
+            store = FeatureStore(repo_path=str(file.parent), fs_yaml_file=file)
+            store.apply(definitions)
+        except IntegrityError:
+            if attempt + 1 == APPLY_ATTEMPTS:
+                raise
+        except OperationalError as error:
+            reason = str(error.orig).splitlines()[0]
+            raise InputError(
+                f"The registry of {file} does not answer: {reason}. Check its server and its variables."
+            ) from None
+        else:
+            break
+    return store
+
+
 def _check_variables(file: Path) -> None:
-    for name in re.findall(r"^[^#\n]*\$\{(\w+)\}", file.read_text(encoding="utf-8"), re.MULTILINE):
+    text = re.sub("#.*", "", file.read_text(encoding="utf-8"))
+    for name in re.findall(r"\$\{(\w+)\}", text):
         if name not in os.environ:
             raise InputError(f"{file} needs the environment variable {name}, which is not set; set it.")
 

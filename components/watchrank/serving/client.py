@@ -30,12 +30,15 @@ SCHEMAS: dict[str, Sequence[Tensor]] = {
 }
 """The inputs of each endpoint."""
 
+CHANNEL = [("grpc.lb_policy_name", "round_robin"), ("grpc.max_receive_message_length", -1)]
+"""Spread the requests over every address that the server's name stands for; take answers of any size."""
+
 RETRY_SECONDS = 0.05
 """Pause before the one retry of a request that the server did not get."""
 
 
 class TritonClient:
-    """Asks the models of a Triton server, in one event loop and over one connection.
+    """Asks the models of a Triton server, in one event loop and over one connection to each of its addresses.
 
     A model on the server says which inputs of its schema it takes: those whose features are absent in its
     data are no inputs, and are not sent.
@@ -43,7 +46,7 @@ class TritonClient:
 
     def __init__(self, settings: DeploymentSettings) -> None:
         """Describe the connection; must run inside the event loop that will use it."""
-        self._client = triton.InferenceServerClient(settings.grpc_url)
+        self._client = triton.InferenceServerClient(settings.grpc_url, channel_args=CHANNEL)
         self._settings = settings
         self._names: dict[str, list[str]] = {}
 
@@ -127,7 +130,7 @@ class TritonClient:
                 raise DeploymentError(
                     f"{where} does not serve this model ({error.message()}); deploy a release that has it."
                 ) from None
-            case "StatusCode.UNAVAILABLE" if "failed to connect" in error.message():
+            case "StatusCode.UNAVAILABLE" if "failed to connect" in error.message().lower():
                 raise DeploymentError(f"{where} cannot be reached; start it with `make serve`.") from None
             case _:
                 raise DeploymentError(f"{where} failed: {error.message()}") from None

@@ -1,0 +1,97 @@
+"""The client against small servers that speak Triton's protocol."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import grpc.aio
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from watchrank.config import DeploymentSettings
+from watchrank.errors import DeploymentError
+from watchrank.serving.client import TritonClient
+
+
+class Model(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Takes an age, and answers with the name of its server, padded."""
+
+    def __init__(self, name, padding):
+        self.answer = np.array([name + " " * padding], np.object_)
+
+    async def ModelMetadata(self, request, context):  # noqa: N802 - the protocol's name
+        answer = service_pb2.ModelMetadataResponse(name=request.name)
+        answer.inputs.add(name="age", datatype="FP32", shape=[-1, 1])
+        return answer
+
+    async def ModelInfer(self, request, context):  # noqa: N802
+        answer = service_pb2.ModelInferResponse(model_name=request.model_name)
+        answer.outputs.add(name="server", datatype="BYTES", shape=[1])
+        text = str(self.answer[0]).encode()
+        answer.raw_output_contents.append(len(text).to_bytes(4, "little") + text)
+        return answer
+
+
+@asynccontextmanager
+async def serving(*names, padding=0):
+    """Run a server of each name; yield the address that stands for all of them."""
+    servers, ports = [], []
+    for name in names:
+        server = grpc.aio.server(options=[("grpc.max_send_message_length", -1)])
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Model(name, padding), server)
+        ports.append(server.add_insecure_port("127.0.0.1:0"))
+        await server.start()
+        servers.append(server)
+    try:
+        yield "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports), servers
+    finally:
+        for server in servers:
+            await server.stop(None)
+
+
+def to(address):
+    return DeploymentSettings(grpc_url=address)
+
+
+async def ask(client):
+    answer = await client.infer("candidate_generation", {"age": np.ones((1, 1), np.float32)})
+    return answer["server"][0].decode().rstrip()
+
+
+def test_requests_are_spread_over_the_servers_of_a_name():
+    async def asked():
+        async with serving("a", "b", "c") as (address, _), TritonClient(to(address)) as client:
+            for _ in range(100):
+                if {await ask(client) for _ in range(3)} == {"a", "b", "c"}:
+                    break
+            return [await ask(client) for _ in range(30)]
+
+    answers = asyncio.run(asked())
+    assert {name: answers.count(name) for name in "abc"} == dict.fromkeys("abc", 10)
+
+
+def test_the_others_answer_when_one_server_goes():
+    async def asked():
+        async with serving("a", "b") as (address, servers), TritonClient(to(address)) as client:
+            await ask(client)
+            await servers[0].stop(None)
+            return {await ask(client) for _ in range(10)}
+
+    assert asyncio.run(asked()) == {"b"}
+
+
+def test_an_answer_may_be_larger_than_grpcs_usual_4_mib():
+    async def asked():
+        async with serving("large", padding=5 << 20) as (address, _), TritonClient(to(address)) as client:
+            return await ask(client)
+
+    assert asyncio.run(asked()) == "large"
+
+
+def test_a_server_that_is_not_there_is_named():
+    async def asked():
+        async with TritonClient(to("127.0.0.1:1")) as client:
+            await ask(client)
+
+    with pytest.raises(DeploymentError, match=r"^Triton at 127.0.0.1:1 cannot be reached; start it with"):
+        asyncio.run(asked())
