@@ -21,12 +21,14 @@ from tritonclient.utils import InferenceServerException
 
 from watchrank import __version__
 from watchrank.config import DeploymentSettings, ServingSettings
-from watchrank.errors import DeploymentError, InputError, WatchrankError
+from watchrank.errors import InputError, WatchrankError
 from watchrank.serving.client import TritonClient
 from watchrank.serving.guard import Guard, read_token
 from watchrank.serving.metrics import CountOutcomes, Metrics
 from watchrank.serving.page import explain, render
-from watchrank.serving.recommend import Arrays, Question, Recommendation, Recommender
+from watchrank.serving.popular import PopularVideos
+from watchrank.serving.question import LARGEST_INTEGER, Arrays, Fallback, Question, Recommendation
+from watchrank.serving.recommend import Recommender, rows_of
 from watchrank.serving.request_log import RequestLog
 from watchrank.serving.search import Found, search
 from watchrank.serving.traffic import Traffic
@@ -38,16 +40,15 @@ MOST_VIDEOS = 1_000
 MOST_EXCLUDED = 10_000
 MOST_WEIGHTS = 100
 MOST_LETTERS = 1_000
-LARGEST_INTEGER = 2**63 - 1
+
+WARM_UP_SECONDS = 10
+"""How long the first read of the online store may take, which also reads Feast's registry."""
 
 HEALTH_SECONDS = 2
 """How long Triton and the online store may take to count as ready."""
 
 FLUSH_SECONDS = 60
 """How long a logged request waits at most for its file."""
-
-NOBODY = 0
-"""The user whose features a health check reads; whether there is such a user does not matter."""
 
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"
 
@@ -88,12 +89,18 @@ class Answer(BaseModel):
 
     user_id: int
     video_ids: list[int]
-    expected_watch_seconds: list[float] = Field(description="expected seconds of watching, if it is shown")
-    candidate_scores: list[float] = Field(description="of candidate generation")
+    expected_watch_seconds: list[float] = Field(
+        description="expected seconds of watching, if it is shown; empty without Triton"
+    )
+    candidate_scores: list[float] = Field(description="of candidate generation; empty without Triton")
     answers: dict[str, list[float]] = Field(
         description="of a release with several tasks: the score, by which it ranks, and each task's answer"
     )
     release: int = Field(description="number of the release that answered")
+    fallback: Fallback | None = Field(
+        description="what the answer does without. features: nothing is known of the user: new, or the "
+        "online store is empty or does not answer; triton: the most watched videos. Else null"
+    )
 
 
 class SearchAnswer(BaseModel):
@@ -105,12 +112,13 @@ class SearchAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the service can answer."""
+    """Whether the service can answer, if need be by its fallback."""
 
     live: bool = True
-    ready: bool = Field(description="both below are true")
+    ready: bool = Field(description="Triton is ready, or there are popular videos to answer instead")
     triton: bool = Field(description="Triton's model `recommend` is ready")
-    store: bool = Field(description="the online store answers")
+    store: bool = Field(description="the online store answers; without it all users are newcomers")
+    popular: bool = Field(description="the popular videos of a release are known")
 
 
 class Refusal(BaseModel):
@@ -122,9 +130,11 @@ class Refusal(BaseModel):
 REFUSALS: dict[int | str, dict[str, object]] = {
     401: {"model": Refusal, "description": "The token is missing or wrong"},
     413: {"model": Refusal, "description": "The request is too long"},
+    414: {"model": Refusal, "description": "The address is too long"},
+    415: {"model": Refusal, "description": "The body is not said to be JSON"},
     422: {"model": Refusal, "description": "Bad input"},
     429: {"model": Refusal, "description": "Too many requests; `Retry-After` says when to ask again"},
-    503: {"model": Refusal, "description": "Triton or the online store does not answer"},
+    503: {"model": Refusal, "description": "Triton does not answer, and there is no fallback"},
 }
 
 
@@ -135,19 +145,32 @@ class Service:
     traffic: Traffic
 
     def __init__(
-        self, store: "FeatureStore", deployment: DeploymentSettings, settings: ServingSettings, log: Path
+        self,
+        store: "FeatureStore",
+        deployment: DeploymentSettings,
+        settings: ServingSettings,
+        log: Path,
+        popular: PopularVideos,
     ) -> None:
         """Describe the service; see `create_app`."""
         self.log = RequestLog(log, settings.log_share)
         self.metrics = Metrics(self.log)
-        self._store, self._settings = store, settings
+        self._store, self._settings, self._popular = store, settings, popular
         self._deployment = deployment.model_copy(update={"timeout_seconds": settings.timeout_seconds})
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
         """Keep the connection to Triton open, and write the log now and then."""
         async with TritonClient(self._deployment) as client:
-            self.recommender = Recommender(self._store, client, self.metrics.observe_stage)
+            self.recommender = Recommender(
+                self._store,
+                client,
+                self.metrics.observe_stage,
+                popular=self._popular,
+                retry_seconds=self._settings.retry_seconds,
+                fail=self.metrics.failures.add,
+            )
+            await self.recommender.features.answers(WARM_UP_SECONDS)
             self.traffic = Traffic(self.recommender, self._settings, self.metrics)
             flushing = asyncio.create_task(self._flush_log())
             try:
@@ -164,20 +187,26 @@ class Service:
 
         Raises:
             InputError: there are too many users, or the server refuses the request.
-            DeploymentError: Triton or the online store does not answer.
+            DeploymentError: Triton does not answer, and no popular videos are known.
         """
+        deadline = self.recommender.deadline()
         most = self._settings.max_users
         if len(user_ids) > most:
             raise InputError(f"The request has {len(user_ids)} users; ask for {most} at most.")
-        features = await self.recommender.user_features(user_ids)
-        answers = await self.traffic.recommend(user_ids, features, question)
+        features = await self.recommender.user_features(user_ids, deadline)
+        answers = await self.traffic.recommend(user_ids, features, question, deadline)
         self.metrics.count_answers(answers)
         return answers, features | question.tensors(len(user_ids))
 
     async def health(self) -> Health:
-        """Return whether Triton and the online store answer."""
-        triton_ready, store_ready = await asyncio.gather(self._triton_is_ready(), self._store_answers())
-        return Health(ready=triton_ready and store_ready, triton=triton_ready, store=store_ready)
+        """Return what of the service answers."""
+        triton_ready, store_answers = await asyncio.gather(
+            self._triton_is_ready(), self.recommender.features.answers(HEALTH_SECONDS)
+        )
+        popular = self._popular.release is not None
+        return Health(
+            ready=triton_ready or popular, triton=triton_ready, store=store_answers, popular=popular
+        )
 
     async def _triton_is_ready(self) -> bool:
         async with triton.InferenceServerClient(self._deployment.grpc_url) as client:
@@ -186,14 +215,6 @@ class Service:
             except InferenceServerException:
                 return False
 
-    async def _store_answers(self) -> bool:
-        try:
-            unmeasured = Recommender(self._store, self.recommender.client)
-            await asyncio.wait_for(unmeasured.user_features([NOBODY]), HEALTH_SECONDS)
-        except (DeploymentError, TimeoutError):
-            return False
-        return True
-
     async def _flush_log(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
@@ -201,7 +222,11 @@ class Service:
 
 
 def create_app(
-    store: "FeatureStore", deployment: DeploymentSettings, settings: ServingSettings, log: Path
+    store: "FeatureStore",
+    deployment: DeploymentSettings,
+    settings: ServingSettings,
+    log: Path,
+    popular: PopularVideos,
 ) -> FastAPI:
     """Return the service as an ASGI application.
 
@@ -210,11 +235,12 @@ def create_app(
         deployment: where Triton listens.
         settings: of the service.
         log: folder of the request log; it appears when `settings.log_share` is above 0.
+        popular: what to answer while Triton does not.
 
     Raises:
         InputError: the file of the token cannot be read or is empty.
     """
-    service = Service(store, deployment, settings, log)
+    service = Service(store, deployment, settings, log, popular)
     app = FastAPI(
         title="watchrank",
         version=__version__,
@@ -286,8 +312,9 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
         user_ids: list[int], question: Question, after: BackgroundTasks
     ) -> list[Recommendation]:
         answers, request = await service.recommend(user_ids, question)
-        if service.log.share:
-            after.add_task(service.log.append, request, answers)
+        ranked = [row for row, answer in enumerate(answers) if answer.fallback != "triton"]
+        if service.log.share and ranked:
+            after.add_task(service.log.append, rows_of(request, ranked), [answers[row] for row in ranked])
         return answers
 
     @app.post("/recommend", response_model=list[Answer], responses=REFUSALS, summary="Videos for users")

@@ -12,7 +12,8 @@ from watchrank.schema import USER_TENSORS
 from watchrank.serving.guard import TokenBucket, read_token
 from watchrank.serving.metrics import Distribution, Metrics
 from watchrank.serving.page import explain
-from watchrank.serving.recommend import LARGEST_BATCH, Question, Recommender
+from watchrank.serving.question import Question
+from watchrank.serving.recommend import LARGEST_BATCH, Recommender
 from watchrank.serving.request_log import in_share
 from watchrank.serving.traffic import MOST_SHADOWS, Traffic, equal_share
 
@@ -23,11 +24,13 @@ USERS = list(range(200))
 class TwoReleases:
     """A server with two releases: each answers with videos of its own beside those that both answer."""
 
+    timeout_seconds = 60
+
     def __init__(self, challenger_fails=False, champion_fails=False, hold=None):
         self.challenger_fails, self.champion_fails, self.hold = challenger_fails, champion_fails, hold
         self.asked = []
 
-    async def infer(self, endpoint, request, model=None):
+    async def infer(self, endpoint, request, model=None, deadline=None):
         assert model in (None, f"recommend_{CHALLENGER:06d}")
         assert len(request["k"]) <= LARGEST_BATCH
         users = request["watched_video_ids"][:, 0].tolist()
@@ -49,7 +52,7 @@ class TwoReleases:
 def traffic_to(server, **settings):
     settings = ServingSettings(**{"challenger": CHALLENGER, "challenger_share": 0.3} | settings)
     metrics = Metrics()
-    return Traffic(Recommender(None, server), settings, metrics), metrics
+    return Traffic(Recommender(None, server, retry_seconds=0), settings, metrics), metrics
 
 
 def features_of(users):
@@ -61,7 +64,8 @@ def features_of(users):
 
 
 async def ask(traffic, users=USERS):
-    return await traffic.recommend(users, features_of(users), Question(now=0))
+    deadline = asyncio.get_running_loop().time() + 60
+    return await traffic.recommend(users, features_of(users), Question(now=0), deadline)
 
 
 def counted(metrics, outcome):
@@ -121,7 +125,7 @@ def test_the_champion_answers_for_a_challenger_that_fails_which_is_logged_once(c
             assert {answer.release for answer in answers} == {CHAMPION}
     assert counted(metrics, "failed") == 3
     (record,) = caplog.records
-    assert "recommend_000007 fails, the champion answers: no answer" in record.message
+    assert record.message == "The challenger recommend_000007 fails: no answer"
     server.challenger_fails = False
     assert CHALLENGER in {answer.release for answer in asyncio.run(ask(traffic))}
 
@@ -210,7 +214,7 @@ def test_the_page_shows_the_candidates_of_the_release_that_answered():
     server = TwoReleases()
     traffic, _ = traffic_to(server, challenger_share=1)
 
-    async def user_features(users):
+    async def user_features(users, deadline):
         return features_of(users)
 
     async def candidates(endpoint, request, model):
@@ -220,7 +224,9 @@ def test_the_page_shows_the_candidates_of_the_release_that_answered():
         return {"video_ids": np.array([[9, 10_000, -1]]), "scores": np.array([[3.0, 2.0, 0.0]])}
 
     asked = []
-    recommender = SimpleNamespace(user_features=user_features, client=SimpleNamespace(infer=candidates))
+    recommender = SimpleNamespace(
+        user_features=user_features, client=SimpleNamespace(infer=candidates), deadline=lambda: 1e12
+    )
     shown = asyncio.run(explain(recommender, traffic, 5, Question(now=0)))
     assert asked == [f"candidate_generation_{CHALLENGER:06d}"]
     assert [(row["video_id"], row["place"]) for row in shown["candidates"]] == [(9, None), (10_000, 2)]
