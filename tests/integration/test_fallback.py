@@ -21,10 +21,10 @@ from watchrank.deployment.deploy import deploy
 from watchrank.deployment.local_server import LocalTriton, Ports
 from watchrank.deployment.model_repository import endpoints, loaded
 from watchrank.feature_store import materialise, online_user_features, open_store
-from watchrank.serving.features import MOST_READERS
+from watchrank.serving.features import MOST_READERS, is_known
 
 NOW = int(datetime(2026, 1, 8, 12, tzinfo=UTC).timestamp())
-USERS = list(range(12))
+USERS = [1, 3, 7, 8, 200]
 STRANGER = 10**12
 HANGS = 60
 """Seconds after which a call counts as one that hangs; the service has to answer in 3."""
@@ -106,6 +106,7 @@ def redis_store(prepared, redis_server, repository, tmp_path_factory):
         patch.setenv("WATCHRANK_REDIS", f"127.0.0.1:{redis_server.port}")
         store = open_store(file, prepared.place.features, tmp_path_factory.mktemp("state"))
     materialise(store, datetime.now(UTC))
+    assert is_known(online_user_features(store, [*USERS, STRANGER])).tolist() == [True] * len(USERS) + [False]
     return store
 
 
@@ -174,6 +175,15 @@ def settled(url, fallback):
             return
         time.sleep(0.1)
     raise AssertionError(f"the answers do not come to {fallback}")
+
+
+def store_answers(url):
+    """Ask for the service's health until it reaches the store."""
+    for _ in range(200):
+        if json.loads(ask(f"{url}/health")[1])["store"]:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def metric(url, name):
@@ -254,15 +264,15 @@ def test_many_callers_of_a_triton_that_stands_still(url, server):
 
 
 def test_a_store_that_stands_still_makes_everybody_a_newcomer(url, redis_server):
-    before, (newcomer,) = recommend(url), recommend(url, [STRANGER])
-    assert newcomer["fallback"] == "features"
+    before = recommend(url)
+    newcomers = recommend(url, [STRANGER + user for user in USERS])
+    assert {answer["fallback"] for answer in newcomers} == {"features"}
     with redis_server.stopped():
         answers = recommend(url)
         assert metric(url, 'watchrank_failures_total{stage="features"}') == 1
         assert json.loads(ask(f"{url}/health")[1])["store"] is False
-    for user, answer in zip(USERS, answers, strict=True):
-        assert answer == newcomer | {"user_id": user}
-    assert metric(url, 'watchrank_fallbacks_total{fallback="features"}') == len(USERS) + 1
+    assert answers == [answer | {"user_id": user} for user, answer in zip(USERS, newcomers, strict=True)]
+    assert metric(url, 'watchrank_fallbacks_total{fallback="features"}') == 2 * len(USERS)
     settled(url, None)
     assert recommend(url) == before
 
@@ -283,11 +293,7 @@ def test_readers_of_a_store_that_stands_still_do_not_pile_up(
                 recommend(url, [1])
             names = [thread.name for thread in threading.enumerate()]
             assert sum(name.startswith("online-features") for name in names) <= MOST_READERS
-        for _ in range(200):
-            if json.loads(ask(f"{url}/health")[1])["store"]:
-                return
-            time.sleep(0.1)
-        raise AssertionError("the store does not come back")
+        assert store_answers(url)
 
 
 def test_a_store_that_is_emptied_and_killed_and_comes_back(url, redis_server, redis_store, prepared):
@@ -295,8 +301,8 @@ def test_a_store_that_is_emptied_and_killed_and_comes_back(url, redis_server, re
     redis_server.kill()
     assert recommend(url, [1]) == [newcomer | {"user_id": 1}]
     redis_server.start()  # empty
-    settled(url, "features")
-    assert json.loads(ask(f"{url}/health")[1])["store"] is True
+    assert store_answers(url)
+    assert fallbacks(url) == {"features"}
     materialise(redis_store, datetime.now(UTC))
     settled(url, None)
     assert recommend(url) == before
@@ -318,5 +324,5 @@ def test_the_command_answers_without_triton(prepared, released, repository):
     arguments += ["--set", "deployment.grpc_url=127.0.0.1:1"]
     done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
-    assert "user 1, release 1" in done.output
-    assert "the most watched" in done.output
+    assert "user 1, release 1;" in done.output
+    assert "the most watched" in " ".join(done.output.split())

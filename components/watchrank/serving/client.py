@@ -178,7 +178,7 @@ def checked(
 
 def with_weights(inputs: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the inputs with NaN, for the release's own, in place of weights of tasks that are not given."""
-    rows = next((len(array) for array in inputs.values()), 0)
+    rows = next((len(array) for array in inputs.values() if array.ndim), 0)
     own = {name: np.full((rows, 1), np.nan, np.float32) for name in names if name.endswith(WEIGHT)}
     return own | dict(inputs)
 

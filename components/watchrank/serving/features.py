@@ -59,6 +59,10 @@ class OnlineFeatures:
             return False
         return True
 
+    def close(self) -> None:
+        """Let the threads end; none is waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
 
 def is_known(features: Arrays) -> np.ndarray:
     """Tell of each user, [n], whether any feature, [n, *dims], differs from a newcomer's."""

@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 from tritonclient.utils import InferenceServerException
 
 from watchrank import __version__
@@ -52,6 +53,13 @@ FLUSH_SECONDS = 60
 
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"
 
+_NO_ROUTE = {
+    400: (422, "Bad input: the body cannot be read as JSON."),
+    404: (404, "There is nothing at this address; /openapi.json lists what there is."),
+    405: (405, "This address does not take this method; /openapi.json lists those that it takes."),
+}
+"""What FastAPI's own refusals become: status and sentence."""
+
 Id = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
 Videos = Annotated[int, Field(ge=1, le=MOST_VIDEOS, description="videos to answer")]
 
@@ -82,6 +90,26 @@ class Ask(BaseModel):
         """Return what is asked for every user, with the time of now when none is given."""
         now = int(time.time()) if self.now is None else self.now
         return Question(**self.model_dump(exclude={"user_ids", "now"}), now=now)
+
+
+class AskOne(BaseModel):
+    """What an address asks for one user; unknown parameters are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: Videos = 10
+
+
+class AskPage(AskOne):
+    """What the page asks."""
+
+    user_id: Id | None = Field(None, description="the user; only the form when not given")
+
+
+class AskSearch(AskOne):
+    """What a search asks."""
+
+    query: str = Field(max_length=MOST_LETTERS, description="what the user typed")
 
 
 class Answer(BaseModel):
@@ -178,6 +206,7 @@ class Service:
             finally:
                 flushing.cancel()
                 await self.traffic.close()
+                self.recommender.features.close()
                 await asyncio.to_thread(self.log.close)
 
     async def recommend(
@@ -294,6 +323,11 @@ def _add_refusals(app: FastAPI) -> None:
         )
         return JSONResponse({"detail": f"Bad input: {faults}."}, 422)
 
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+        status, sentence = _NO_ROUTE.get(error.status_code, (error.status_code, error.detail))
+        return JSONResponse({"detail": sentence}, status, error.headers)
+
     @app.exception_handler(WatchrankError)
     async def refused(request: Request, error: WatchrankError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, _status(error))
@@ -325,22 +359,19 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
     @app.get("/recommend/{user_id}", response_model=Answer, responses=REFUSALS, summary="Videos for one user")
     async def recommend_one(
         user_id: Annotated[Id, PathParameter(description="the user")],
+        ask: Annotated[AskOne, Query()],
         after: BackgroundTasks,
-        k: Annotated[Videos, Query()] = 10,
     ) -> Recommendation:
         """Answer one user."""
-        (answer,) = await answered([user_id], Ask(user_ids=[user_id], k=k).question(), after)
+        (answer,) = await answered([user_id], Ask(user_ids=[user_id], k=ask.k).question(), after)
         return answer
 
 
 def _add_search(app: FastAPI, service: Service) -> None:
     @app.get("/search", response_model=SearchAnswer, responses=REFUSALS, summary="Videos for a query")
-    async def find(
-        query: Annotated[str, Query(max_length=MOST_LETTERS, description="what the user typed")],
-        k: Annotated[Videos, Query()] = 10,
-    ) -> Found:
+    async def find(ask: Annotated[AskSearch, Query()]) -> Found:
         """Answer with the videos whose titles match the query best."""
-        (found,) = await search(service.recommender.client, [query], k)
+        (found,) = await search(service.recommender.client, [ask.query], ask.k)
         return found
 
 
@@ -359,12 +390,15 @@ def _add_operation(app: FastAPI, service: Service) -> None:
 
 
 def _add_page(app: FastAPI, service: Service) -> None:
-    @app.get("/", response_class=HTMLResponse, summary="A page that shows how an answer comes about")
-    async def page(
-        user_id: Annotated[Id | None, Query(description="the user; only the form when not given")] = None,
-        k: Annotated[Videos, Query()] = 10,
-    ) -> HTMLResponse:
+    @app.get(
+        "/",
+        response_class=HTMLResponse,
+        responses=REFUSALS,
+        summary="A page that shows how an answer comes about",
+    )
+    async def page(ask: Annotated[AskPage, Query()]) -> HTMLResponse:
         """Show a user's history, candidates and ranking, and the time each stage took."""
+        user_id, k = ask.user_id, ask.k
         status, shown = 200, {"answer": None, "error": ""}
         if user_id is not None:
             question = Ask(user_ids=[user_id], k=k).question()

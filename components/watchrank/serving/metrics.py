@@ -19,6 +19,7 @@ OUTCOMES = {
     200: "ok",
     401: "unauthorised",
     404: "not_found",
+    405: "not_found",
     413: "too_large",
     414: "too_large",
     415: "bad_input",

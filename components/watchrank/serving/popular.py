@@ -26,21 +26,20 @@ logger = logging.getLogger(__name__)
 class PopularVideos:
     """Keeps the `popular.json` of the release that answered last, found in folders of releases."""
 
-    def __init__(self, folders: Sequence[Path] = ()) -> None:
-        """Know nothing yet; see `follow`."""
+    def __init__(self, folders: Sequence[Path] = (), serving: int | None = None) -> None:
+        """Start with the release that serves, or with the newest where that is not known."""
         self._folders = folders
         self._seen: int | None = None
         self._kept: tuple[int, dict[str, list[int]]] | None = None
+        numbers = [number for folder in folders for number in release_numbers(folder)]
+        if numbers:
+            self.follow(serving if serving in numbers else max(numbers))
 
     @classmethod
     def of(cls, place: Workspace) -> Self:
-        """Return those of the release that serves in a workspace; of its newest where that is not known."""
-        popular = cls([place.pulled, place.releases])
-        numbers = [number for folder in popular._folders for number in release_numbers(folder)]
+        """Return those of a workspace."""
         serving = model_repository.serving(place.model_repository, "recommend")
-        if numbers:
-            popular.follow(serving if serving in numbers else max(numbers))
-        return popular
+        return cls([place.pulled, place.releases], serving)
 
     @property
     def release(self) -> int | None:

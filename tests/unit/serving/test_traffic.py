@@ -9,7 +9,7 @@ import pytest
 from watchrank.config import ServingSettings
 from watchrank.errors import DeploymentError, InputError
 from watchrank.schema import USER_TENSORS
-from watchrank.serving.guard import TokenBucket, read_token
+from watchrank.serving.guard import Buckets, TokenBucket, read_token
 from watchrank.serving.metrics import Distribution, Metrics
 from watchrank.serving.page import explain
 from watchrank.serving.question import Question
@@ -36,7 +36,7 @@ class TwoReleases:
         users = request["watched_video_ids"][:, 0].tolist()
         self.asked.append((model, users))
         if self.hold and model:
-            await self.hold.wait()
+            await self._hang(deadline)
         if self.challenger_fails if model else self.champion_fails:
             raise DeploymentError("no answer")
         release = CHALLENGER if model else CHAMPION
@@ -47,6 +47,13 @@ class TwoReleases:
             "candidate_scores": np.full(videos.shape, 1, np.float32),
             "release": np.full((len(users), 1), release),
         }
+
+    async def _hang(self, deadline):
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.hold.wait()
+        except TimeoutError:
+            raise DeploymentError("no answer in time") from None
 
 
 def traffic_to(server, **settings):
@@ -130,6 +137,17 @@ def test_the_champion_answers_for_a_challenger_that_fails_which_is_logged_once(c
     assert CHALLENGER in {answer.release for answer in asyncio.run(ask(traffic))}
 
 
+def test_a_challenger_that_hangs_leaves_half_of_the_time_to_the_champion():
+    async def run():
+        traffic, metrics = traffic_to(TwoReleases(hold=asyncio.Event()), challenger_share=1)
+        deadline = asyncio.get_running_loop().time() + 1
+        return await traffic.recommend([5], features_of([5]), Question(now=0), deadline), metrics
+
+    (answer,), metrics = asyncio.run(run())
+    assert (answer.release, answer.fallback) == (CHAMPION, None)
+    assert counted(metrics, "failed") == 1
+
+
 def test_when_the_champion_fails_there_is_no_answer():
     traffic, _ = traffic_to(TwoReleases(champion_fails=True))
     with pytest.raises(DeploymentError, match="no answer"):
@@ -198,6 +216,14 @@ def test_a_token_bucket_lets_through_its_rate_and_a_burst_of_a_second():
 def test_a_slow_bucket_lets_one_through_at_once():
     bucket = TokenBucket(0.1, clock=lambda: 0.0)
     assert [bucket.take(), bucket.take()] == [0, 10]
+
+
+def test_each_address_has_a_rate_of_its_own_and_the_oldest_is_forgotten():
+    buckets = Buckets(1, most=2)
+    assert [buckets.take("a") == 0, buckets.take("a") > 0, buckets.take("b") == 0] == [True] * 3
+    assert buckets.take("c") == 0
+    assert buckets.take("b") > 0
+    assert buckets.take("a") == 0
 
 
 def test_a_token_that_is_missing_or_empty_is_bad_input(tmp_path):
