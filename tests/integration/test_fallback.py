@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
+from redis.exceptions import TimeoutError as RedisTimeout
 from typer.testing import CliRunner
 
 from watchrank.cli import app
@@ -275,6 +276,11 @@ def test_a_store_that_stands_still_makes_everybody_a_newcomer(url, redis_server)
     assert metric(url, 'watchrank_fallbacks_total{fallback="features"}') == 2 * len(USERS)
     settled(url, None)
     assert recommend(url) == before
+
+
+def test_a_read_that_hangs_ends_by_itself(redis_store, redis_server):
+    with redis_server.stopped(), pytest.raises(RedisTimeout):
+        online_user_features(redis_store, [1])
 
 
 def test_readers_of_a_store_that_stands_still_do_not_pile_up(

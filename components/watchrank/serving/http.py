@@ -42,7 +42,7 @@ MOST_EXCLUDED = 10_000
 MOST_WEIGHTS = 100
 MOST_LETTERS = 1_000
 
-WARM_UP_SECONDS = 10
+WARM_UP_SECONDS = 5
 """How long the first read of the online store may take, which also reads Feast's registry."""
 
 HEALTH_SECONDS = 2
@@ -163,6 +163,14 @@ REFUSALS: dict[int | str, dict[str, object]] = {
     422: {"model": Refusal, "description": "Bad input"},
     429: {"model": Refusal, "description": "Too many requests; `Retry-After` says when to ask again"},
     503: {"model": Refusal, "description": "Triton does not answer, and there is no fallback"},
+}
+_PAGE_REFUSALS: dict[int | str, dict[str, object]] = {
+    status: {
+        "description": refusal["description"],
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}},
+    }
+    for status, refusal in REFUSALS.items()
+    if status != 503  # the page shows that one itself
 }
 
 
@@ -393,7 +401,7 @@ def _add_page(app: FastAPI, service: Service) -> None:
     @app.get(
         "/",
         response_class=HTMLResponse,
-        responses=REFUSALS,
+        responses=_PAGE_REFUSALS,
         summary="A page that shows how an answer comes about",
     )
     async def page(ask: Annotated[AskPage, Query()]) -> HTMLResponse:

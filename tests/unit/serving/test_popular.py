@@ -36,7 +36,7 @@ def releases(tmp_path):
 
 def users(**changes):
     """Features of three newcomers, with some changed."""
-    return newcomer_features(3) | changes
+    return {name: values.copy() for name, values in newcomer_features(3).items()} | changes
 
 
 def videos(popular, **question):
