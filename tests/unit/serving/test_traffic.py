@@ -37,6 +37,8 @@ class TwoReleases:
         self.asked.append((model, users))
         if self.hold and model:
             await self._hang(deadline)
+        if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+            raise DeploymentError("no time left")
         if self.challenger_fails if model else self.champion_fails:
             raise DeploymentError("no answer")
         release = CHALLENGER if model else CHAMPION
