@@ -407,7 +407,12 @@ class ServingSettings(Settings):
 
     host: str = "127.0.0.1"
     port: int = Field(8_080, ge=1, le=65_535)
-    timeout_seconds: float = Field(2, gt=0, description="how long Triton may take for an answer")
+    timeout_seconds: float = Field(
+        2, gt=0, description="how long an answer may take; what is left out by then has a fallback"
+    )
+    retry_seconds: float = Field(
+        5, ge=0, description="how long Triton or the online store is left alone after it failed"
+    )
     challenger: int | None = Field(
         None, ge=1, description="release to try beside what serves; `watchrank deploy --no-switch` loads it"
     )
@@ -421,7 +426,7 @@ class ServingSettings(Settings):
     max_request_bytes: int = Field(100_000, ge=1, description="a longer request is refused")
     max_users: int = Field(100, ge=1, description="users a request")
     requests_per_second: float = Field(
-        0, ge=0, description="of all callers of one process, with bursts of a second's; 0: no limit"
+        0, ge=0, description="of each address that asks, with bursts of a second's; 0: no limit"
     )
     token_file: Path | None = Field(
         None, description="file of the token that callers must bear; anyone may ask when not set"

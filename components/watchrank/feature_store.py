@@ -149,8 +149,14 @@ def push(store: FeatureStore, table: Table, rows: pd.DataFrame, known_from: date
 
 def online_user_features(store: FeatureStore, user_ids: Sequence[int]) -> dict[str, np.ndarray]:
     """Return the newest features of n users, named, typed and shaped [n, *dims] as `schema.USER_TENSORS`."""
-    columns = _online_features(store, USER_TABLES, user_ids)
-    return {tensor.name: columns[tensor.name].reshape(-1, *tensor.dims) for tensor in USER_TENSORS}
+    return _user_tensors(_online_features(store, USER_TABLES, user_ids))
+
+
+def newcomer_features(users: int) -> dict[str, np.ndarray]:
+    """Return what `online_user_features` returns for so many users that the store does not know."""
+    columns = [column for table in USER_TABLES for column in table.columns]
+    nothing = pa.table({column.name: pa.nulls(users, _ARROW[column.dtype]) for column in columns})
+    return _user_tensors(_as_arrays(nothing, USER_TABLES))
 
 
 def online_video_features(store: FeatureStore, video_ids: Sequence[int]) -> dict[str, np.ndarray]:
@@ -188,6 +194,10 @@ def _online_features(
     columns = [column for table in tables for column in table.columns]
     arrays = {column.name: pa.array(answer[column.name], _ARROW[column.dtype]) for column in columns}
     return _as_arrays(pa.table(arrays), tables)
+
+
+def _user_tensors(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {tensor.name: columns[tensor.name].reshape(-1, *tensor.dims) for tensor in USER_TENSORS}
 
 
 def _as_arrays(rows: pa.Table, tables: Sequence[Table]) -> dict[str, np.ndarray]:

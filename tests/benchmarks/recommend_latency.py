@@ -70,7 +70,8 @@ from watchrank.export.recommend import MODEL, RELEASE, ReleaseGraphs
 from watchrank.feature_store import materialise, online_user_features, open_store
 from watchrank.schema import WATCH_HISTORY
 from watchrank.serving.client import TritonClient, infer_inputs
-from watchrank.serving.recommend import Question, Recommender
+from watchrank.serving.question import Question
+from watchrank.serving.recommend import Recommender
 from watchrank.storage import atomic_path, write_json
 from watchrank.workspace import Workspace
 

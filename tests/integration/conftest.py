@@ -8,6 +8,7 @@ import uvicorn
 
 from watchrank.config import ServingSettings
 from watchrank.serving.http import create_app
+from watchrank.serving.popular import PopularVideos
 
 
 @pytest.fixture(scope="session")
@@ -15,9 +16,10 @@ def serving():
     """A context manager that runs the HTTP service in a thread and yields its address."""
 
     @contextmanager
-    def running(store, deployment, log, **settings):
-        """Run the service in a thread; yield its address."""
-        app = create_app(store, deployment, ServingSettings(**settings), log)
+    def running(store, deployment, log, releases=(), **settings):
+        """Run the service in a thread, with the popular videos of folders of releases; yield its address."""
+        settings = ServingSettings(**{"timeout_seconds": 30} | settings)  # the machine may be busy
+        app = create_app(store, deployment, settings, log, PopularVideos(releases))
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))

@@ -18,7 +18,8 @@ from watchrank.export.release import Trained, export_release
 from watchrank.feature_store import materialise
 from watchrank.models.ranking import Answers
 from watchrank.serving.client import TritonClient
-from watchrank.serving.recommend import Question, Recommender
+from watchrank.serving.question import Question
+from watchrank.serving.recommend import Recommender
 from watchrank.training.ranking import load_model, train_ranking
 
 NOW = int(datetime(2026, 1, 8, 12, tzinfo=UTC).timestamp())

@@ -16,7 +16,8 @@ from watchrank.feature_store import materialise, online_user_features, online_vi
 from watchrank.models.ranking import Answers
 from watchrank.schema import PAD_ID, USER_ACTIVITY, WATCH_HISTORY
 from watchrank.serving.client import TritonClient
-from watchrank.serving.recommend import Question, Recommender
+from watchrank.serving.question import Question
+from watchrank.serving.recommend import Recommender
 from watchrank.training import candidate_generation, ranking
 
 NOW = int(datetime(2026, 1, 8, 12, tzinfo=UTC).timestamp())

@@ -26,7 +26,8 @@ from watchrank.feature_store import materialise, online_user_features, push
 from watchrank.models.text.tokens import query_ids
 from watchrank.schema import USER_SEARCH
 from watchrank.serving.client import TritonClient
-from watchrank.serving.recommend import Question, Recommender
+from watchrank.serving.question import Question
+from watchrank.serving.recommend import Recommender
 from watchrank.serving.search import search
 from watchrank.training.candidate_generation import load_model as load_tower
 from watchrank.training.ranking import train_ranking

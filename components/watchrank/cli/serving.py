@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +33,7 @@ from watchrank.workspace import Workspace
 
 if TYPE_CHECKING:
     from watchrank.deployment.release_store import ReleaseStore
+    from watchrank.serving.question import Recommendation
 
 
 @app.command()
@@ -210,7 +212,9 @@ def recommend(
 ) -> None:
     """Ask the running Triton for users' videos, ranked by expected watch seconds."""
     from watchrank.feature_store import open_store
-    from watchrank.serving.recommend import Question, ask
+    from watchrank.serving.popular import PopularVideos
+    from watchrank.serving.question import Question
+    from watchrank.serving.recommend import ask
 
     place, settings = Workspace(workspace), Config.load(config, override)
     store = open_store(feature_repo, place.features, place.feature_store)
@@ -222,13 +226,9 @@ def recommend(
         channel_limit=channel_limit,
         score_weights=dict(map(_weight, weight or [])),
     )
-    for answer in asyncio.run(ask(store, settings.deployment, users, question)):
-        table = Table("video", "expected watch, s", "candidate score", *answer.answers)
-        table.title = f"user {answer.user_id}, release {answer.release}"
-        columns = (answer.expected_watch_seconds, answer.candidate_scores, *answer.answers.values())
-        for video, seconds, *others in zip(answer.video_ids, *columns, strict=True):
-            table.add_row(str(video), f"{seconds:.1f}", *(f"{value:.4g}" for value in others))
-        console.print(table)
+    popular = PopularVideos.of(place)
+    for answer in asyncio.run(ask(store, settings.deployment, users, question, popular)):
+        console.print(_answer_table(answer))
 
 
 @app.command()
@@ -285,14 +285,35 @@ def serve_http(
     """Answer over HTTP, with a page to look at, until Ctrl-C; it asks the running Triton."""
     from watchrank.feature_store import open_store
     from watchrank.serving.http import create_app, listen, serve
+    from watchrank.serving.popular import PopularVideos
 
     place, settings = Workspace(workspace), Config.load(config, override)
     store = open_store(feature_repo, place.features, place.feature_store)
-    service = create_app(store, settings.deployment, settings.serving, place.request_log)
+    service = create_app(
+        store, settings.deployment, settings.serving, place.request_log, PopularVideos.of(place)
+    )
     with listen(settings.serving) as listener:
         url = f"http://{settings.serving.host}:{settings.serving.port}"
         console.print(f"{url}/ shows answers, {url}/recommend gives them. Ctrl-C stops it.", soft_wrap=True)
         serve(service, listener)
+
+
+def _answer_table(answer: "Recommendation") -> Table:
+    lacking = {
+        None: "",
+        "features": ", of whom nothing is known: as for a newcomer",
+        "triton": "; Triton does not answer: the most watched",
+    }
+    table = Table("video", "expected watch, s", "candidate score", *answer.answers)
+    table.title = f"user {answer.user_id}, release {answer.release}{lacking[answer.fallback]}"
+    columns = (answer.expected_watch_seconds, answer.candidate_scores, *answer.answers.values())
+    for video, seconds, *others in zip_longest(answer.video_ids, *columns):
+        table.add_row(
+            str(video),
+            "" if seconds is None else f"{seconds:.1f}",
+            *("" if value is None else f"{value:.4g}" for value in others),
+        )
+    return table
 
 
 def _weight(text: str) -> tuple[str, float]:

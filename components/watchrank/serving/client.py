@@ -30,8 +30,15 @@ SCHEMAS: dict[str, Sequence[Tensor]] = {
 }
 """The inputs of each endpoint."""
 
-CHANNEL = [("grpc.lb_policy_name", "round_robin"), ("grpc.max_receive_message_length", -1)]
-"""Spread the requests over every address that the server's name stands for; take answers of any size."""
+CHANNEL = [
+    ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+"""Spread requests over every address that the server's name stands for; take tensors of any size; look for a
+server that is gone every second, as gRPC's own two minutes would hide that it is back."""
 
 RETRY_SECONDS = 0.05
 """Pause before the one retry of a request that the server did not get."""
@@ -47,7 +54,9 @@ class TritonClient:
     def __init__(self, settings: DeploymentSettings) -> None:
         """Describe the connection; must run inside the event loop that will use it."""
         self._client = triton.InferenceServerClient(settings.grpc_url, channel_args=CHANNEL)
-        self._settings = settings
+        self._url = settings.grpc_url
+        self.timeout_seconds = settings.timeout_seconds
+        """How long a request may take when it has no deadline of its own."""
         self._names: dict[str, list[str]] = {}
 
     async def __aenter__(self) -> Self:
@@ -63,7 +72,12 @@ class TritonClient:
         await self._client.close()
 
     async def infer(
-        self, endpoint: str, inputs: Mapping[str, np.ndarray], *, model: str | None = None
+        self,
+        endpoint: str,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        model: str | None = None,
+        deadline: float | None = None,
     ) -> dict[str, np.ndarray]:
         """Return the outputs of a model for `inputs`.
 
@@ -72,20 +86,34 @@ class TritonClient:
             inputs: arrays by the names of the endpoint's schema, each [batch, *dims] of its dtype, with
                 the same batch and the same number of candidates K in all. Weights of tasks may be left out.
             model: the name under which a certain release's model is loaded, when not the endpoint is asked.
+            deadline: the event loop's time until which the answer may take, retries and all; as the settings
+                say when not given.
 
         Raises:
             InputError: a tensor is missing, unknown, or of the wrong dtype or shape.
             DeploymentError: the server cannot be reached, does not answer in time or fails.
         """
-        name = model or endpoint
+        now = asyncio.get_running_loop().time()
+        latest = now + self.timeout_seconds if deadline is None else deadline
+        try:
+            async with asyncio.timeout_at(latest):
+                return await self._ask(endpoint, inputs, model or endpoint)
+        except TimeoutError:
+            raise DeploymentError(
+                f"Triton at {self._url} did not answer within {max(latest - now, 0):.2g} s; look at its log."
+            ) from None
+        except InferenceServerException as error:
+            self._explain(error)
+
+    async def _ask(self, endpoint: str, inputs: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
         names = self._names.get(name) or await self._read_names(name)
         tensors = checked(SCHEMAS[endpoint], with_weights(inputs, names), names)
         try:
             return await self._infer_twice(name, tensors)
         except InferenceServerException as error:
-            if await self._inputs_changed(name, error):
-                return await self.infer(endpoint, inputs, model=model)
-            self._explain(error)
+            if not await self._inputs_changed(name, error):
+                raise
+        return await self._ask(endpoint, inputs, name)
 
     async def _infer_twice(self, name: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Ask; ask once more when the server could not be reached."""
@@ -98,18 +126,11 @@ class TritonClient:
         return await self._infer(name, tensors)
 
     async def _infer(self, name: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        answer = await self._client.infer(
-            name, infer_inputs(InferInput, tensors), client_timeout=self._settings.timeout_seconds
-        )
+        answer = await self._client.infer(name, infer_inputs(InferInput, tensors))
         return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
 
     async def _read_names(self, name: str) -> list[str]:
-        try:
-            metadata = await self._client.get_model_metadata(
-                name, client_timeout=self._settings.timeout_seconds
-            )
-        except InferenceServerException as error:
-            self._explain(error)
+        metadata = await self._client.get_model_metadata(name)
         self._names[name] = [tensor.name for tensor in metadata.inputs]
         return self._names[name]
 
@@ -119,13 +140,10 @@ class TritonClient:
         return error.status() == "StatusCode.INVALID_ARGUMENT" and await self._read_names(name) != before
 
     def _explain(self, error: InferenceServerException) -> NoReturn:
-        where = f"Triton at {self._settings.grpc_url}"
+        where = f"Triton at {self._url}"
         match error.status():
             case "StatusCode.INVALID_ARGUMENT":
                 raise InputError(f"{where} refused the request: {error.message()}") from None
-            case "StatusCode.DEADLINE_EXCEEDED":
-                seconds = f"{self._settings.timeout_seconds:g} s"
-                raise DeploymentError(f"{where} did not answer within {seconds}; look at its log.") from None
             case _ if "unknown model" in error.message():
                 raise DeploymentError(
                     f"{where} does not serve this model ({error.message()}); deploy a release that has it."
@@ -160,7 +178,7 @@ def checked(
 
 def with_weights(inputs: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the inputs with NaN, for the release's own, in place of weights of tasks that are not given."""
-    rows = next((len(array) for array in inputs.values()), 0)
+    rows = next((len(array) for array in inputs.values() if array.ndim), 0)
     own = {name: np.full((rows, 1), np.nan, np.float32) for name in names if name.endswith(WEIGHT)}
     return own | dict(inputs)
 

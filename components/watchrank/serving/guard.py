@@ -3,6 +3,7 @@
 import hmac
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,14 +20,24 @@ OPEN = "/health"
 UNLIMITED = ("/health", "/metrics")
 """Are answered at any rate: who watches the service must see it under load."""
 
+LONGEST_ADDRESS = 32_768
+"""Bytes of a request's path and query; a search of 1,000 letters can take 12,000."""
+
+MOST_ADDRESSES = 10_000
+"""Callers whose rates are kept."""
+
 
 class Guard:
-    """ASGI middleware: 401 for a wrong token, 429 above the rate, 413 for a request that is too long."""
+    """ASGI middleware that refuses what needs no look at the request's meaning.
+
+    401 for a wrong token, 429 above the rate, 414 for a long address, 415 for a body that is no JSON, 413 for
+    a long one.
+    """
 
     def __init__(self, app: ASGIApp, settings: ServingSettings, token: bytes | None) -> None:
         """Wrap `app`; anyone may ask when `token` is None."""
         self._app, self._longest, self._token = app, settings.max_request_bytes, token
-        self._bucket = TokenBucket(settings.requests_per_second) if settings.requests_per_second else None
+        self._buckets = Buckets(settings.requests_per_second) if settings.requests_per_second else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -34,7 +45,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._refuse_caller(scope["path"], headers)
+        refusal = self._refuse_caller(scope, headers) or _refuse_form(scope, headers)
         body = b""
         if refusal is None:
             read = await read_body(receive, headers, self._longest)
@@ -47,11 +58,12 @@ class Guard:
         else:
             await refusal(scope, receive, send)
 
-    def _refuse_caller(self, path: str, headers: Headers) -> JSONResponse | None:
+    def _refuse_caller(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+        path = scope["path"]
         if self._token and path != OPEN and not _bears(headers, self._token):
             sentence = "The token is missing or wrong; send the header `Authorization: Bearer <token>`."
             return _refuse(401, sentence, {"WWW-Authenticate": "Bearer"})
-        wait = self._bucket.take() if self._bucket and path not in UNLIMITED else 0
+        wait = self._buckets.take(_address(scope)) if self._buckets and path not in UNLIMITED else 0
         if wait:
             seconds = math.ceil(wait)
             return _refuse(
@@ -78,6 +90,23 @@ class TokenBucket:
             return (1 - self._left) / self._rate
         self._left -= 1
         return 0
+
+
+class Buckets:
+    """A token bucket for each address that asks; the one that has asked longest ago is forgotten first."""
+
+    def __init__(self, rate: float, most: int = MOST_ADDRESSES) -> None:
+        """Make them, for `most` addresses at once."""
+        self._rate, self._most = rate, most
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def take(self, address: str) -> float:
+        """Take from the bucket of an address; see `TokenBucket.take`."""
+        bucket = self._buckets.setdefault(address, TokenBucket(self._rate))
+        self._buckets.move_to_end(address)
+        if len(self._buckets) > self._most:
+            self._buckets.popitem(last=False)
+        return bucket.take()
 
 
 def read_token(file: Path) -> bytes:
@@ -108,6 +137,19 @@ async def read_body(receive: Receive, headers: Headers, longest: int) -> bytes |
             return None
         more = message.get("more_body", False)
     return bytes(body)
+
+
+def _address(scope: Scope) -> str:
+    return str((scope.get("client") or ("unknown",))[0])
+
+
+def _refuse_form(scope: Scope, headers: Headers) -> JSONResponse | None:
+    if len(scope["raw_path"]) + len(scope["query_string"]) > LONGEST_ADDRESS:
+        return _refuse(414, f"The address is longer than {LONGEST_ADDRESS:,} bytes; send less.")
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if scope["method"] == "POST" and kind != "application/json":
+        return _refuse(415, "The body is not said to be JSON; send it as `Content-Type: application/json`.")
+    return None
 
 
 def _bears(headers: Headers, token: bytes) -> bool:

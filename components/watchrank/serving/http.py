@@ -17,16 +17,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 from tritonclient.utils import InferenceServerException
 
 from watchrank import __version__
 from watchrank.config import DeploymentSettings, ServingSettings
-from watchrank.errors import DeploymentError, InputError, WatchrankError
+from watchrank.errors import InputError, WatchrankError
 from watchrank.serving.client import TritonClient
 from watchrank.serving.guard import Guard, read_token
 from watchrank.serving.metrics import CountOutcomes, Metrics
 from watchrank.serving.page import explain, render
-from watchrank.serving.recommend import Arrays, Question, Recommendation, Recommender
+from watchrank.serving.popular import PopularVideos
+from watchrank.serving.question import LARGEST_INTEGER, Arrays, Fallback, Question, Recommendation
+from watchrank.serving.recommend import Recommender, rows_of
 from watchrank.serving.request_log import RequestLog
 from watchrank.serving.search import Found, search
 from watchrank.serving.traffic import Traffic
@@ -38,7 +41,9 @@ MOST_VIDEOS = 1_000
 MOST_EXCLUDED = 10_000
 MOST_WEIGHTS = 100
 MOST_LETTERS = 1_000
-LARGEST_INTEGER = 2**63 - 1
+
+WARM_UP_SECONDS = 5
+"""How long the first read of the online store may take, which also reads Feast's registry."""
 
 HEALTH_SECONDS = 2
 """How long Triton and the online store may take to count as ready."""
@@ -46,10 +51,14 @@ HEALTH_SECONDS = 2
 FLUSH_SECONDS = 60
 """How long a logged request waits at most for its file."""
 
-NOBODY = 0
-"""The user whose features a health check reads; whether there is such a user does not matter."""
-
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"
+
+_NO_ROUTE = {
+    400: (422, "Bad input: the body cannot be read as JSON."),
+    404: (404, "There is nothing at this address; /openapi.json lists what there is."),
+    405: (405, "This address does not take this method; /openapi.json lists those that it takes."),
+}
+"""What FastAPI's own refusals become: status and sentence."""
 
 Id = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
 Videos = Annotated[int, Field(ge=1, le=MOST_VIDEOS, description="videos to answer")]
@@ -83,17 +92,43 @@ class Ask(BaseModel):
         return Question(**self.model_dump(exclude={"user_ids", "now"}), now=now)
 
 
+class AskOne(BaseModel):
+    """What an address asks for one user; unknown parameters are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: Videos = 10
+
+
+class AskPage(AskOne):
+    """What the page asks."""
+
+    user_id: Id | None = Field(None, description="the user; only the form when not given")
+
+
+class AskSearch(AskOne):
+    """What a search asks."""
+
+    query: str = Field(max_length=MOST_LETTERS, description="what the user typed")
+
+
 class Answer(BaseModel):
     """One user's videos, best first, with as many seconds and scores."""
 
     user_id: int
     video_ids: list[int]
-    expected_watch_seconds: list[float] = Field(description="expected seconds of watching, if it is shown")
-    candidate_scores: list[float] = Field(description="of candidate generation")
+    expected_watch_seconds: list[float] = Field(
+        description="expected seconds of watching, if it is shown; empty without Triton"
+    )
+    candidate_scores: list[float] = Field(description="of candidate generation; empty without Triton")
     answers: dict[str, list[float]] = Field(
         description="of a release with several tasks: the score, by which it ranks, and each task's answer"
     )
     release: int = Field(description="number of the release that answered")
+    fallback: Fallback | None = Field(
+        description="what the answer does without. features: nothing is known of the user: new, or the "
+        "online store is empty or does not answer; triton: the most watched videos. Else null"
+    )
 
 
 class SearchAnswer(BaseModel):
@@ -105,12 +140,13 @@ class SearchAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the service can answer."""
+    """Whether the service can answer, if need be by its fallback."""
 
     live: bool = True
-    ready: bool = Field(description="both below are true")
+    ready: bool = Field(description="Triton is ready, or there are popular videos to answer instead")
     triton: bool = Field(description="Triton's model `recommend` is ready")
-    store: bool = Field(description="the online store answers")
+    store: bool = Field(description="the online store answers; without it all users are newcomers")
+    popular: bool = Field(description="the popular videos of a release are known")
 
 
 class Refusal(BaseModel):
@@ -122,9 +158,19 @@ class Refusal(BaseModel):
 REFUSALS: dict[int | str, dict[str, object]] = {
     401: {"model": Refusal, "description": "The token is missing or wrong"},
     413: {"model": Refusal, "description": "The request is too long"},
+    414: {"model": Refusal, "description": "The address is too long"},
+    415: {"model": Refusal, "description": "The body is not said to be JSON"},
     422: {"model": Refusal, "description": "Bad input"},
     429: {"model": Refusal, "description": "Too many requests; `Retry-After` says when to ask again"},
-    503: {"model": Refusal, "description": "Triton or the online store does not answer"},
+    503: {"model": Refusal, "description": "Triton does not answer, and there is no fallback"},
+}
+_PAGE_REFUSALS: dict[int | str, dict[str, object]] = {
+    status: {
+        "description": refusal["description"],
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}},
+    }
+    for status, refusal in REFUSALS.items()
+    if status != 503  # the page shows that one itself
 }
 
 
@@ -135,19 +181,32 @@ class Service:
     traffic: Traffic
 
     def __init__(
-        self, store: "FeatureStore", deployment: DeploymentSettings, settings: ServingSettings, log: Path
+        self,
+        store: "FeatureStore",
+        deployment: DeploymentSettings,
+        settings: ServingSettings,
+        log: Path,
+        popular: PopularVideos,
     ) -> None:
         """Describe the service; see `create_app`."""
         self.log = RequestLog(log, settings.log_share)
         self.metrics = Metrics(self.log)
-        self._store, self._settings = store, settings
+        self._store, self._settings, self._popular = store, settings, popular
         self._deployment = deployment.model_copy(update={"timeout_seconds": settings.timeout_seconds})
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
         """Keep the connection to Triton open, and write the log now and then."""
         async with TritonClient(self._deployment) as client:
-            self.recommender = Recommender(self._store, client, self.metrics.observe_stage)
+            self.recommender = Recommender(
+                self._store,
+                client,
+                self.metrics.observe_stage,
+                popular=self._popular,
+                retry_seconds=self._settings.retry_seconds,
+                fail=self.metrics.failures.add,
+            )
+            await self.recommender.features.answers(WARM_UP_SECONDS)
             self.traffic = Traffic(self.recommender, self._settings, self.metrics)
             flushing = asyncio.create_task(self._flush_log())
             try:
@@ -155,6 +214,7 @@ class Service:
             finally:
                 flushing.cancel()
                 await self.traffic.close()
+                self.recommender.features.close()
                 await asyncio.to_thread(self.log.close)
 
     async def recommend(
@@ -164,20 +224,26 @@ class Service:
 
         Raises:
             InputError: there are too many users, or the server refuses the request.
-            DeploymentError: Triton or the online store does not answer.
+            DeploymentError: Triton does not answer, and no popular videos are known.
         """
+        deadline = self.recommender.deadline()
         most = self._settings.max_users
         if len(user_ids) > most:
             raise InputError(f"The request has {len(user_ids)} users; ask for {most} at most.")
-        features = await self.recommender.user_features(user_ids)
-        answers = await self.traffic.recommend(user_ids, features, question)
+        features = await self.recommender.user_features(user_ids, deadline)
+        answers = await self.traffic.recommend(user_ids, features, question, deadline)
         self.metrics.count_answers(answers)
         return answers, features | question.tensors(len(user_ids))
 
     async def health(self) -> Health:
-        """Return whether Triton and the online store answer."""
-        triton_ready, store_ready = await asyncio.gather(self._triton_is_ready(), self._store_answers())
-        return Health(ready=triton_ready and store_ready, triton=triton_ready, store=store_ready)
+        """Return what of the service answers."""
+        triton_ready, store_answers = await asyncio.gather(
+            self._triton_is_ready(), self.recommender.features.answers(HEALTH_SECONDS)
+        )
+        popular = self._popular.release is not None
+        return Health(
+            ready=triton_ready or popular, triton=triton_ready, store=store_answers, popular=popular
+        )
 
     async def _triton_is_ready(self) -> bool:
         async with triton.InferenceServerClient(self._deployment.grpc_url) as client:
@@ -186,14 +252,6 @@ class Service:
             except InferenceServerException:
                 return False
 
-    async def _store_answers(self) -> bool:
-        try:
-            unmeasured = Recommender(self._store, self.recommender.client)
-            await asyncio.wait_for(unmeasured.user_features([NOBODY]), HEALTH_SECONDS)
-        except (DeploymentError, TimeoutError):
-            return False
-        return True
-
     async def _flush_log(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
@@ -201,7 +259,11 @@ class Service:
 
 
 def create_app(
-    store: "FeatureStore", deployment: DeploymentSettings, settings: ServingSettings, log: Path
+    store: "FeatureStore",
+    deployment: DeploymentSettings,
+    settings: ServingSettings,
+    log: Path,
+    popular: PopularVideos,
 ) -> FastAPI:
     """Return the service as an ASGI application.
 
@@ -210,11 +272,12 @@ def create_app(
         deployment: where Triton listens.
         settings: of the service.
         log: folder of the request log; it appears when `settings.log_share` is above 0.
+        popular: what to answer while Triton does not.
 
     Raises:
         InputError: the file of the token cannot be read or is empty.
     """
-    service = Service(store, deployment, settings, log)
+    service = Service(store, deployment, settings, log, popular)
     app = FastAPI(
         title="watchrank",
         version=__version__,
@@ -268,6 +331,11 @@ def _add_refusals(app: FastAPI) -> None:
         )
         return JSONResponse({"detail": f"Bad input: {faults}."}, 422)
 
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+        status, sentence = _NO_ROUTE.get(error.status_code, (error.status_code, error.detail))
+        return JSONResponse({"detail": sentence}, status, error.headers)
+
     @app.exception_handler(WatchrankError)
     async def refused(request: Request, error: WatchrankError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, _status(error))
@@ -286,8 +354,9 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
         user_ids: list[int], question: Question, after: BackgroundTasks
     ) -> list[Recommendation]:
         answers, request = await service.recommend(user_ids, question)
-        if service.log.share:
-            after.add_task(service.log.append, request, answers)
+        ranked = [row for row, answer in enumerate(answers) if answer.fallback != "triton"]
+        if service.log.share and ranked:
+            after.add_task(service.log.append, rows_of(request, ranked), [answers[row] for row in ranked])
         return answers
 
     @app.post("/recommend", response_model=list[Answer], responses=REFUSALS, summary="Videos for users")
@@ -298,22 +367,19 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
     @app.get("/recommend/{user_id}", response_model=Answer, responses=REFUSALS, summary="Videos for one user")
     async def recommend_one(
         user_id: Annotated[Id, PathParameter(description="the user")],
+        ask: Annotated[AskOne, Query()],
         after: BackgroundTasks,
-        k: Annotated[Videos, Query()] = 10,
     ) -> Recommendation:
         """Answer one user."""
-        (answer,) = await answered([user_id], Ask(user_ids=[user_id], k=k).question(), after)
+        (answer,) = await answered([user_id], Ask(user_ids=[user_id], k=ask.k).question(), after)
         return answer
 
 
 def _add_search(app: FastAPI, service: Service) -> None:
     @app.get("/search", response_model=SearchAnswer, responses=REFUSALS, summary="Videos for a query")
-    async def find(
-        query: Annotated[str, Query(max_length=MOST_LETTERS, description="what the user typed")],
-        k: Annotated[Videos, Query()] = 10,
-    ) -> Found:
+    async def find(ask: Annotated[AskSearch, Query()]) -> Found:
         """Answer with the videos whose titles match the query best."""
-        (found,) = await search(service.recommender.client, [query], k)
+        (found,) = await search(service.recommender.client, [ask.query], ask.k)
         return found
 
 
@@ -332,12 +398,15 @@ def _add_operation(app: FastAPI, service: Service) -> None:
 
 
 def _add_page(app: FastAPI, service: Service) -> None:
-    @app.get("/", response_class=HTMLResponse, summary="A page that shows how an answer comes about")
-    async def page(
-        user_id: Annotated[Id | None, Query(description="the user; only the form when not given")] = None,
-        k: Annotated[Videos, Query()] = 10,
-    ) -> HTMLResponse:
+    @app.get(
+        "/",
+        response_class=HTMLResponse,
+        responses=_PAGE_REFUSALS,
+        summary="A page that shows how an answer comes about",
+    )
+    async def page(ask: Annotated[AskPage, Query()]) -> HTMLResponse:
         """Show a user's history, candidates and ranking, and the time each stage took."""
+        user_id, k = ask.user_id, ask.k
         status, shown = 200, {"answer": None, "error": ""}
         if user_id is not None:
             question = Ask(user_ids=[user_id], k=k).question()

@@ -12,14 +12,17 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from watchrank.serving.recommend import Recommendation
+from watchrank.serving.question import Recommendation
 from watchrank.serving.request_log import RequestLog
 
 OUTCOMES = {
     200: "ok",
     401: "unauthorised",
     404: "not_found",
+    405: "not_found",
     413: "too_large",
+    414: "too_large",
+    415: "bad_input",
     422: "bad_input",
     429: "too_many",
     500: "failed",
@@ -91,6 +94,12 @@ class Metrics:
         """Make them, all at 0; `log` tells how many rows it has lost."""
         self.requests = Counts("watchrank_requests", "requests by outcome", "outcome")
         self.answers = Counts("watchrank_answers", "users answered, by release", "release")
+        self.fallbacks = Counts(
+            "watchrank_fallbacks", "users answered without their features, or without Triton", "fallback"
+        )
+        self.failures = Counts(
+            "watchrank_failures", "calls of a stage that failed or were left out after a failure", "stage"
+        )
         self.stage_seconds = Distribution(
             "watchrank_stage_seconds", "seconds that a stage of a request took", _STAGE_SECONDS, "stage"
         )
@@ -123,6 +132,8 @@ class Metrics:
         """Count the answers of a request."""
         for answer in answers:
             self.answers.add(answer.release)
+            if answer.fallback:
+                self.fallbacks.add(answer.fallback)
             self.predicted_seconds.observe(answer.expected_watch_seconds)
 
 

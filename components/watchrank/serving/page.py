@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 import jinja2
@@ -10,7 +11,8 @@ import numpy as np
 
 from watchrank.deployment.model_repository import name_of
 from watchrank.schema import CANDIDATE_INPUTS, PAD_ID
-from watchrank.serving.recommend import Arrays, Question, Recommendation, Recommender, timed
+from watchrank.serving.question import Arrays, Question, Recommendation
+from watchrank.serving.recommend import Recommender, timed
 from watchrank.serving.traffic import Traffic
 
 SOURCE = "softmax index"
@@ -27,25 +29,22 @@ async def explain(
         DeploymentError: Triton or the online store does not answer.
     """
     seconds: dict[str, float] = {}
+    deadline = recommender.deadline()
     with timed(seconds.__setitem__, "features from the online store"):
-        features = await recommender.user_features([user_id])
+        features = await recommender.user_features([user_id], deadline)
     with timed(seconds.__setitem__, "recommend on Triton"):
-        (answer,) = await traffic.recommend([user_id], features, question)
-    with timed(seconds.__setitem__, "candidates again, for this page"):
-        candidates = await _candidates(recommender, features, question, answer.release)
+        (answer,) = await traffic.recommend([user_id], features, question, deadline)
+    candidates = []
+    if answer.fallback != "triton":
+        with timed(seconds.__setitem__, "candidates again, for this page"):
+            found = await _candidates(recommender, features, question, answer.release)
+            candidates = candidate_rows(found, answer)
+    columns = (answer.expected_watch_seconds, answer.candidate_scores, *answer.answers.values())
     return {
         "answer": answer,
         "history": history(features),
-        "candidates": candidate_rows(candidates, answer),
-        "ranking": list(
-            zip(
-                answer.video_ids,
-                answer.expected_watch_seconds,
-                answer.candidate_scores,
-                *answer.answers.values(),
-                strict=True,
-            )
-        ),
+        "candidates": candidates,
+        "ranking": list(zip_longest(answer.video_ids, *columns)),
         "seconds": seconds,
     }
 

@@ -1,22 +1,24 @@
-"""recommend(user): features from Feast, then one call of Triton's `recommend`."""
+"""recommend(user): features from Feast, then one call of Triton's `recommend`; both have a fallback."""
 
 import asyncio
 import json
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from watchrank.config import DeploymentSettings
-from watchrank.errors import DeploymentError, InputError
-from watchrank.feature_store import online_user_features
-from watchrank.schema import EXPECTED_WATCH_TIME, PAD_ID, RECOMMEND_INPUTS, score_weight, text_id
+from watchrank.config import DeploymentSettings, ServingSettings
+from watchrank.errors import DeploymentError
+from watchrank.feature_store import newcomer_features
+from watchrank.schema import EXPECTED_WATCH_TIME, PAD_ID
+from watchrank.serving.breaker import Breaker
 from watchrank.serving.client import TritonClient
+from watchrank.serving.features import OnlineFeatures, is_known
+from watchrank.serving.popular import PopularVideos
+from watchrank.serving.question import Arrays, Fallback, Question, Recommendation
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -24,10 +26,8 @@ if TYPE_CHECKING:
 LARGEST_BATCH = 64
 """Users a request to Triton; more are asked side by side."""
 
-SMALLEST_EXCLUDED = 8
-"""Lists of excluded ids are padded to this length or the next power of two: equal lengths share a batch."""
-
-Arrays = dict[str, np.ndarray]
+RESERVED = 0.1
+"""Share of the time for an answer that is kept for the fallback itself."""
 
 _OWN = frozenset({"video_ids", EXPECTED_WATCH_TIME, "candidate_scores", "release"})
 """What every release answers."""
@@ -35,99 +35,63 @@ _OWN = frozenset({"video_ids", EXPECTED_WATCH_TIME, "candidate_scores", "release
 Observe = Callable[[str, float], object]
 """Is told the name of a stage, "features" or "triton", and how many seconds it took."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recommendation:
-    """One user's answer: videos in falling order of expected watch time, or as diversity has it.
-
-    A ranker of several tasks orders by its score; `answers` holds that and each other task's answer by name.
-    """
-
-    user_id: int
-    video_ids: list[int]
-    expected_watch_seconds: list[float]
-    candidate_scores: list[float]
-    release: int
-    answers: dict[str, list[float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked for a list of users.
-
-    `excluded` are videos that must not be answered, beside the last watched ones. `now` is the time of the
-    request in seconds since 1970, the present when None. `diversity` is 0 (off) to 1; `channel_limit` the
-    most videos of one channel, 0 for no limit. `score_weights` say what a unit of a task's answer is worth,
-    for a release whose ranker has several tasks; its own hold for those not named.
-    """
-
-    k: int = 10
-    excluded: Sequence[int] = ()
-    now: int | None = None
-    surface: str | None = None
-    diversity: float = 0.0
-    channel_limit: int = 0
-    score_weights: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuse what has no answer.
-
-        Raises:
-            InputError: a value is out of its range.
-        """
-        if self.k < 1:
-            raise InputError(f"k is {self.k}; ask for at least 1 video.")
-        if not 0 <= self.diversity <= 1:
-            raise InputError(f"diversity is {self.diversity}; give 0 (off) to 1.")
-        if self.channel_limit < 0:
-            raise InputError(f"channel_limit is {self.channel_limit}; give 0 (no limit) or more.")
-        if unfit := [task for task, weight in self.score_weights.items() if not math.isfinite(weight)]:
-            raise InputError(f"The score's weight of {unfit[0]} is no finite number; give one.")
-
-    def tensors(self, users: int) -> Arrays:
-        """Return the inputs of `recommend` but for the users' features, for so many users."""
-        length = max(SMALLEST_EXCLUDED, 1 << (len(self.excluded) - 1).bit_length())
-        values: dict[str, Any] = {
-            "now": int(time.time()) if self.now is None else self.now,
-            "surface": text_id(self.surface),
-            "example_age": 0,
-            "excluded_video_ids": [*self.excluded, *[PAD_ID] * (length - len(self.excluded))],
-            "k": self.k,
-            "diversity": self.diversity,
-            "channel_limit": self.channel_limit,
-        }
-        specs = [spec for spec in RECOMMEND_INPUTS if spec.name in values]
-        for task, weight in self.score_weights.items():
-            specs.append(score_weight(task))
-            values[specs[-1].name] = weight
-        return {
-            spec.name: np.tile(np.array(values[spec.name], spec.dtype).reshape(1, -1), (users, 1))
-            for spec in specs
-        }
+Fail = Callable[[Fallback], object]
+"""Is told the name of a stage that failed, or that was left alone after a failure."""
 
 
 class Recommender:
-    """Answers for users: Feast's online features, then Triton."""
+    """Answers for users: Feast's online features, then Triton.
+
+    With popular videos it always answers in time: without the online store as for newcomers, without Triton
+    with the popular videos. Each `Recommendation` says so. Without them what fails is raised.
+    """
 
     def __init__(
-        self, store: "FeatureStore", client: TritonClient, observe: Observe = lambda stage, seconds: None
+        self,
+        store: "FeatureStore",
+        client: TritonClient,
+        observe: Observe = lambda stage, seconds: None,
+        *,
+        popular: PopularVideos | None = None,
+        retry_seconds: float = ServingSettings().retry_seconds,
+        fail: Fail = lambda stage: None,
+        name: str = "Triton",
     ) -> None:
         """Make the recommender.
 
         Args:
             store: opened by `feature_store.open_store`, materialised.
-            client: of the server.
-            observe: is told how long each stage of a request to Triton took.
+            client: of the server; its time limit is that of a whole answer.
+            observe: is told how long each stage of a request took.
+            popular: what to answer while Triton does not.
+            retry_seconds: how long the store or Triton is left alone after it failed.
+            fail: is told each stage that fell out.
+            name: what the log calls that which ranks.
         """
-        self.store, self.client, self._observe = store, client, observe
+        self.client, self.popular, self._observe, self._fail = client, popular, observe, fail
+        self.features = OnlineFeatures(store, retry_seconds)
+        self._retry_seconds = retry_seconds
+        self._breaker = Breaker(name, retry_seconds)
 
-    async def user_features(self, user_ids: Sequence[int]) -> Arrays:
+    def challenger(self, name: str) -> "Recommender":
+        """Return one that asks over the same connection, is not measured, and has no fallback."""
+        return Recommender(self.features.store, self.client, retry_seconds=self._retry_seconds, name=name)
+
+    def deadline(self) -> float:
+        """Return until when, on the event loop's clock, an answer may take that is asked for now."""
+        return asyncio.get_running_loop().time() + self.client.timeout_seconds * (1 - RESERVED)
+
+    async def user_features(self, user_ids: Sequence[int], deadline: float | None = None) -> Arrays:
         """Return the newest features of at least one user, each [n, *dims] as in `schema.USER_TENSORS`.
 
+        The store gets half of the time until `deadline`. When it does not answer and there are popular
+        videos to fall back to, the features are those of newcomers.
+
         Raises:
-            DeploymentError: the online store does not answer.
+            DeploymentError: the online store does not answer, and there is no fallback.
         """
-        parts = await asyncio.gather(*(self._features(user_ids[part]) for part in _parts(user_ids)))
+        latest = halfway(deadline or self.deadline())
+        parts = await asyncio.gather(*(self._features(user_ids[part], latest) for part in _parts(user_ids)))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     async def recommend(
@@ -137,6 +101,7 @@ class Recommender:
         *,
         model: str | None = None,
         features: Arrays | None = None,
+        deadline: float | None = None,
     ) -> list[Recommendation]:
         """Return the best videos of each user.
 
@@ -145,36 +110,69 @@ class Recommender:
             question: what is asked for them.
             model: `recommend` of a certain release by its numbered name; what serves when not given.
             features: of the users, from `user_features`; read when not given.
+            deadline: from `deadline()` when the request came; from now on when not given.
 
         Raises:
-            DeploymentError: Triton or the online store does not answer.
+            InputError: Triton refuses the request.
+            DeploymentError: Triton or the online store does not answer, and there is no fallback.
         """
+        latest = deadline or self.deadline()
+        users = await self.user_features(user_ids, latest) if features is None else features
         answers = await asyncio.gather(
             *(
-                self._part(user_ids[part], question, model, features and rows_of(features, part))
+                self._part(user_ids[part], question, model, rows_of(users, part), latest)
                 for part in _parts(user_ids)
             )
         )
         return [answer for part in answers for answer in part]
 
-    async def _part(
-        self, user_ids: Sequence[int], question: Question, model: str | None, features: Arrays | None
-    ) -> list[Recommendation]:
-        users = await self._features(user_ids) if features is None else features
-        request = users | question.tensors(len(user_ids))
-        with timed(self._observe, "triton"):
-            answer = await self.client.infer("recommend", request, model=model)
-        return [_recommendation(user_id, answer, row) for row, user_id in enumerate(user_ids)]
+    async def _features(self, user_ids: Sequence[int], deadline: float) -> Arrays:
+        try:
+            with timed(self._observe, "features"):
+                return await self.features.read(user_ids, seconds_until(deadline))
+        except DeploymentError:
+            self._fail("features")
+            if self.popular is None:
+                raise
+        return newcomer_features(len(user_ids))
 
-    async def _features(self, user_ids: Sequence[int]) -> Arrays:
-        with timed(self._observe, "features"):
-            try:
-                return await asyncio.to_thread(online_user_features, self.store, user_ids)
-            except Exception as error:  # each of Feast's stores raises errors of its own
-                raise DeploymentError(
-                    f"The online store does not answer ({type(error).__name__}); "
-                    "run `watchrank features`, or start the store."
-                ) from error
+    async def _part(
+        self,
+        user_ids: Sequence[int],
+        question: Question,
+        model: str | None,
+        features: Arrays,
+        deadline: float,
+    ) -> list[Recommendation]:
+        try:
+            with timed(self._observe, "triton"), self._breaker.watching():
+                request = features | question.tensors(len(user_ids))
+                answer = await self.client.infer("recommend", request, model=model, deadline=deadline)
+        except DeploymentError:
+            self._fail("triton")
+            if self.popular is None or self.popular.release is None:
+                raise
+            return self.popular.recommend(user_ids, question, features)
+        known = is_known(features).tolist()
+        answers = [_recommendation(user_id, answer, row, known[row]) for row, user_id in enumerate(user_ids)]
+        if model is None:
+            self._keep_popular(answers[0].release)
+        return answers
+
+    def _keep_popular(self, release: int) -> None:
+        """Read the popular videos of a release that has begun to serve, beside the event loop."""
+        if self.popular and not self.popular.follows(release):
+            asyncio.get_running_loop().run_in_executor(None, self.popular.follow, release)
+
+
+def halfway(deadline: float) -> float:
+    """Return the middle between now and a deadline: what a step may take when another one comes after it."""
+    return deadline - seconds_until(deadline) / 2
+
+
+def seconds_until(deadline: float) -> float:
+    """Return how many seconds are left until a deadline on the event loop's clock, at least 0."""
+    return max(deadline - asyncio.get_running_loop().time(), 0.0)
 
 
 @contextmanager
@@ -196,7 +194,7 @@ def _parts(user_ids: Sequence[int]) -> list[slice]:
     return [slice(first, first + LARGEST_BATCH) for first in range(0, len(user_ids), LARGEST_BATCH)]
 
 
-def _recommendation(user_id: int, answer: Arrays, row: int) -> Recommendation:
+def _recommendation(user_id: int, answer: Arrays, row: int, known: bool) -> Recommendation:
     places = int((answer["video_ids"][row] != PAD_ID).sum())
     return Recommendation(
         user_id=user_id,
@@ -205,15 +203,20 @@ def _recommendation(user_id: int, answer: Arrays, row: int) -> Recommendation:
         candidate_scores=answer["candidate_scores"][row, :places].tolist(),
         release=int(answer["release"][row, 0]),
         answers={name: answer[name][row, :places].tolist() for name in sorted(answer.keys() - _OWN)},
+        fallback=None if known else "features",
     )
 
 
 async def ask(
-    store: "FeatureStore", settings: DeploymentSettings, user_ids: Sequence[int], question: Question
+    store: "FeatureStore",
+    settings: DeploymentSettings,
+    user_ids: Sequence[int],
+    question: Question,
+    popular: PopularVideos | None = None,
 ) -> list[Recommendation]:
-    """Return the best videos of each user over a connection of its own."""
+    """Return the best videos of each user over a connection of its own; see `Recommender`."""
     async with TritonClient(settings) as client:
-        return await Recommender(store, client).recommend(user_ids, question)
+        return await Recommender(store, client, popular=popular).recommend(user_ids, question)
 
 
 def showcase(

@@ -25,7 +25,7 @@ from watchrank.serving.request_table import SCHEMA, check_request, request_rows
 from watchrank.storage import atomic_path
 
 if TYPE_CHECKING:
-    from watchrank.serving.recommend import Recommendation
+    from watchrank.serving.question import Recommendation
 
 logger = logging.getLogger(__name__)
 

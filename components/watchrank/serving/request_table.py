@@ -17,7 +17,7 @@ from watchrank.errors import InputError
 from watchrank.schema import REQUEST_TENSORS, USER_TENSORS, Tensor
 
 if TYPE_CHECKING:
-    from watchrank.serving.recommend import Recommendation
+    from watchrank.serving.question import Recommendation
 
 FEATURES = (*REQUEST_TENSORS, *USER_TENSORS)
 

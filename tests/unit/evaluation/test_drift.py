@@ -14,7 +14,7 @@ from watchrank.evaluation.drift_bins import compare_ids, compare_numbers
 from watchrank.evaluation.drift_samples import log_sample, split_sample
 from watchrank.evaluation.realised import realised_watch_time
 from watchrank.schema import REQUEST_TENSORS, USER_TENSORS, VIDEO_TENSORS
-from watchrank.serving.recommend import Recommendation
+from watchrank.serving.question import Recommendation
 from watchrank.serving.request_log import RequestLog
 
 NOON = datetime(2026, 1, 10, 12, tzinfo=UTC)

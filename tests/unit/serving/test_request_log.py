@@ -9,7 +9,7 @@ import pytest
 
 from watchrank.errors import InputError
 from watchrank.schema import REQUEST_TENSORS, USER_TENSORS
-from watchrank.serving.recommend import Recommendation
+from watchrank.serving.question import Recommendation
 from watchrank.serving.request_log import RequestLog, read_log
 from watchrank.serving.request_table import logged_features
 

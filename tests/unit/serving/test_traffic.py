@@ -9,10 +9,11 @@ import pytest
 from watchrank.config import ServingSettings
 from watchrank.errors import DeploymentError, InputError
 from watchrank.schema import USER_TENSORS
-from watchrank.serving.guard import TokenBucket, read_token
+from watchrank.serving.guard import Buckets, TokenBucket, read_token
 from watchrank.serving.metrics import Distribution, Metrics
 from watchrank.serving.page import explain
-from watchrank.serving.recommend import LARGEST_BATCH, Question, Recommender
+from watchrank.serving.question import Question
+from watchrank.serving.recommend import LARGEST_BATCH, Recommender
 from watchrank.serving.request_log import in_share
 from watchrank.serving.traffic import MOST_SHADOWS, Traffic, equal_share
 
@@ -23,17 +24,21 @@ USERS = list(range(200))
 class TwoReleases:
     """A server with two releases: each answers with videos of its own beside those that both answer."""
 
+    timeout_seconds = 60
+
     def __init__(self, challenger_fails=False, champion_fails=False, hold=None):
         self.challenger_fails, self.champion_fails, self.hold = challenger_fails, champion_fails, hold
         self.asked = []
 
-    async def infer(self, endpoint, request, model=None):
+    async def infer(self, endpoint, request, model=None, deadline=None):
         assert model in (None, f"recommend_{CHALLENGER:06d}")
         assert len(request["k"]) <= LARGEST_BATCH
         users = request["watched_video_ids"][:, 0].tolist()
         self.asked.append((model, users))
         if self.hold and model:
-            await self.hold.wait()
+            await self._hang(deadline)
+        if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+            raise DeploymentError("no time left")
         if self.challenger_fails if model else self.champion_fails:
             raise DeploymentError("no answer")
         release = CHALLENGER if model else CHAMPION
@@ -45,11 +50,18 @@ class TwoReleases:
             "release": np.full((len(users), 1), release),
         }
 
+    async def _hang(self, deadline):
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.hold.wait()
+        except TimeoutError:
+            raise DeploymentError("no answer in time") from None
+
 
 def traffic_to(server, **settings):
     settings = ServingSettings(**{"challenger": CHALLENGER, "challenger_share": 0.3} | settings)
     metrics = Metrics()
-    return Traffic(Recommender(None, server), settings, metrics), metrics
+    return Traffic(Recommender(None, server, retry_seconds=0), settings, metrics), metrics
 
 
 def features_of(users):
@@ -61,7 +73,8 @@ def features_of(users):
 
 
 async def ask(traffic, users=USERS):
-    return await traffic.recommend(users, features_of(users), Question(now=0))
+    deadline = asyncio.get_running_loop().time() + 60
+    return await traffic.recommend(users, features_of(users), Question(now=0), deadline)
 
 
 def counted(metrics, outcome):
@@ -121,9 +134,20 @@ def test_the_champion_answers_for_a_challenger_that_fails_which_is_logged_once(c
             assert {answer.release for answer in answers} == {CHAMPION}
     assert counted(metrics, "failed") == 3
     (record,) = caplog.records
-    assert "recommend_000007 fails, the champion answers: no answer" in record.message
+    assert record.message == "The challenger recommend_000007 fails: no answer"
     server.challenger_fails = False
     assert CHALLENGER in {answer.release for answer in asyncio.run(ask(traffic))}
+
+
+def test_a_challenger_that_hangs_leaves_half_of_the_time_to_the_champion():
+    async def run():
+        traffic, metrics = traffic_to(TwoReleases(hold=asyncio.Event()), challenger_share=1)
+        deadline = asyncio.get_running_loop().time() + 1
+        return await traffic.recommend([5], features_of([5]), Question(now=0), deadline), metrics
+
+    (answer,), metrics = asyncio.run(run())
+    assert (answer.release, answer.fallback) == (CHAMPION, None)
+    assert counted(metrics, "failed") == 1
 
 
 def test_when_the_champion_fails_there_is_no_answer():
@@ -196,6 +220,14 @@ def test_a_slow_bucket_lets_one_through_at_once():
     assert [bucket.take(), bucket.take()] == [0, 10]
 
 
+def test_each_address_has_a_rate_of_its_own_and_the_oldest_is_forgotten():
+    buckets = Buckets(1, most=2)
+    assert [buckets.take("a") == 0, buckets.take("a") > 0, buckets.take("b") == 0] == [True] * 3
+    assert buckets.take("c") == 0
+    assert buckets.take("b") > 0
+    assert buckets.take("a") == 0
+
+
 def test_a_token_that_is_missing_or_empty_is_bad_input(tmp_path):
     with pytest.raises(InputError, match=r"Cannot read the token in .*/none"):
         read_token(tmp_path / "none")
@@ -210,7 +242,7 @@ def test_the_page_shows_the_candidates_of_the_release_that_answered():
     server = TwoReleases()
     traffic, _ = traffic_to(server, challenger_share=1)
 
-    async def user_features(users):
+    async def user_features(users, deadline):
         return features_of(users)
 
     async def candidates(endpoint, request, model):
@@ -220,7 +252,9 @@ def test_the_page_shows_the_candidates_of_the_release_that_answered():
         return {"video_ids": np.array([[9, 10_000, -1]]), "scores": np.array([[3.0, 2.0, 0.0]])}
 
     asked = []
-    recommender = SimpleNamespace(user_features=user_features, client=SimpleNamespace(infer=candidates))
+    recommender = SimpleNamespace(
+        user_features=user_features, client=SimpleNamespace(infer=candidates), deadline=lambda: 1e12
+    )
     shown = asyncio.run(explain(recommender, traffic, 5, Question(now=0)))
     assert asked == [f"candidate_generation_{CHALLENGER:06d}"]
     assert [(row["video_id"], row["place"]) for row in shown["candidates"]] == [(9, None), (10_000, 2)]
