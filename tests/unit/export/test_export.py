@@ -90,6 +90,8 @@ def test_a_refreshed_release_has_new_features_of_videos_and_the_same_models(rele
     assert int(fresh.name) > int(released.name)
     assert checksums(released) == before
     assert verify(fresh)["refreshed_from"] == int(released.name)
+    old, new = (json.loads((folder / "manifest.json").read_text())["made_of"] for folder in (released, fresh))
+    assert {part for part in old if old[part] != new[part]} == {"video_features"}
     changed = {name for name, value in checksums(fresh).items() if before.get(name) != value}
     assert changed == {"video_features/model.onnx", "rerank/model.onnx", "golden.json", "manifest.json"}
     videos = video_features.videos_of(fresh / "video_features" / "model.onnx")[None, :20]
