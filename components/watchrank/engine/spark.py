@@ -1,0 +1,171 @@
+"""Spark: everything that knows it stands here, but its SQL (`spark_sql`)."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+from uuid import uuid4
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from ibis.backends.pyspark import Backend
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import TimestampNTZType, TimestampType
+
+from watchrank.config import EngineSettings
+from watchrank.engine.duckdb import DuckDB
+from watchrank.engine.spark_sql import Compiler
+from watchrank.errors import InputError, WatchrankError
+
+CONF = {
+    "spark.sql.ansi.enabled": "true",  # what overflows fails, as in DuckDB
+    "spark.sql.legacy.parquet.nanosAsLong": "true",  # else it reads no file with such times
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.sql.session.timeZone": "UTC",
+}
+"""What a session must say; the caller's is left as it is."""
+
+SUBMITTED = "PYSPARK_GATEWAY_PORT"
+"""The environment variable by which spark-submit leads a program to its session."""
+
+
+@dataclass(frozen=True)
+class Spark:
+    """A Spark session in UTC (see `engine.Engine`).
+
+    A CSV file is read by DuckDB, on the driver: where its lines end one cannot tell but by reading it from
+    the start, so that Spark would give each file to one task too, and one reader finds the same faults.
+
+    Attributes:
+        backend: Ibis on the session.
+        csv: reads CSV files.
+        temporary: a folder that the driver and all executors see.
+        exit: what to undo.
+    """
+
+    backend: Backend
+    csv: DuckDB
+    temporary: Path
+    exit: ExitStack
+
+    @classmethod
+    def open(cls, settings: EngineSettings) -> Self:
+        """Take up the session there is, or that spark-submit gives, or start one, which is stopped at the end."""
+        with ExitStack() as stack:
+            running = SparkSession.getActiveSession()
+            session = (running or _start(settings)).newSession()
+            if running is None:
+                stack.callback(session.stop)
+            for name, value in CONF.items():
+                session.conf.set(name, value)
+            backend = ibis.pyspark.connect(session)
+            backend.compiler = Compiler()
+            csv = DuckDB.open(settings)
+            stack.callback(csv.disconnect)
+            folder = tempfile.mkdtemp(prefix="watchrank-spark-", dir=settings.spark.folder)
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            return cls(backend, csv, Path(folder), stack.pop_all())
+
+    def read_csv(self, files: Iterable[Path], width: int, places: Mapping[str, int]) -> ir.Table:
+        """Return columns of CSV files, all as text."""
+        file = self.temporary / f"{uuid4().hex}.parquet"
+        self.csv.read_csv(files, width, places).to_parquet(file)
+        return self.read_parquet([file])
+
+    def read_parquet(self, files: Iterable[Path], partitioned: bool = False) -> ir.Table:
+        """Return the rows of Parquet files."""
+        files = list(files)
+        options = {"__globPaths__": "false"}
+        if partitioned:
+            options["basePath"] = str(files[0].parents[1])
+        rows = self._session.read.options(**options).parquet(*map(str, files))
+        file = files[0] if files[0].is_file() else next(files[0].glob("*.parquet"))
+        return self._named(rows.select(*_columns(rows, file)))
+
+    def batches(self, table: ir.Table, rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a table in its order, at most so many at once."""
+        folder = self.temporary / uuid4().hex
+        self._frame(table).write.parquet(str(folder))
+        yield from ds.dataset(sorted(folder.glob("*.parquet"))).to_batches(batch_size=rows)
+        shutil.rmtree(folder)
+
+    def staged(self, table: ir.Table, path: Path) -> ir.Table:
+        """Compute a table once, into a folder of files, and read it from there."""
+        self._frame(table).write.parquet(str(path))
+        return self.read_parquet([path]).cast(table.schema())
+
+    def write_parquet(
+        self, table: ir.Table, path: Path, order: Sequence[str], group_rows: int = 122_880
+    ) -> None:
+        """Write a table to one Parquet file, sorted."""
+        rows = self._frame(table).repartition(1)
+        ordered = rows.sortWithinPartitions(*(F.col(name).asc_nulls_last() for name in order))
+        folder = path.with_name(f".{path.name}.parts")
+        options = {"compression": "zstd", "parquet.block.row.count.limit": str(group_rows)}
+        ordered.write.options(**options).parquet(str(folder))
+        (file,) = folder.glob("*.parquet")
+        file.replace(path)
+        shutil.rmtree(folder)
+
+    def write_partitions(self, table: ir.Table, folder: Path, column: str) -> None:
+        """Write a table to `folder/<column>=<value>/`."""
+        self._frame(table).write.partitionBy(column).parquet(str(folder))
+
+    @contextmanager
+    def running(self, what: str) -> Iterator[None]:
+        """Turn Spark's complaints in the block into one sentence about `what`."""
+        with self.csv.running(what):
+            yield
+
+    def disconnect(self) -> None:
+        """Remove what lies on disk; stop the session if it was started here."""
+        self.exit.close()
+
+    @property
+    def _session(self) -> SparkSession:
+        return self.backend._session
+
+    def _frame(self, table: ir.Table) -> DataFrame:
+        return self._session.sql(self.backend.compile(table))
+
+    def _named(self, rows: DataFrame) -> ir.Table:
+        name = f"rows_{uuid4().hex}"
+        rows.createOrReplaceTempView(name)
+        table = self.backend.table(name)
+        times = [column for column, kind in table.schema().items() if kind.is_timestamp()]
+        return table.cast(dict.fromkeys(times, "timestamp('UTC', 6)"))
+
+
+def _start(settings: EngineSettings) -> SparkSession:
+    conf = dict(settings.spark.conf)
+    if settings.spark.master or SUBMITTED not in os.environ:
+        conf["spark.master"] = settings.spark.master or "local[*]"
+    return SparkSession.builder.appName("watchrank").config(map=conf).getOrCreate()
+
+
+def _columns(rows: DataFrame, file: Path) -> list[Column]:
+    """Return the columns of Parquet files, of which `file` is one, with every time in UTC."""
+    nanoseconds = {field.name for field in pq.read_schema(file) if _is_nanoseconds(field.type)}
+    return [
+        F.expr(f"timestamp_micros({_quoted(name)} div 1000)").alias(name)
+        if name in nanoseconds
+        else F.col(_quoted(name)).cast(TimestampType() if isinstance(kind, TimestampNTZType) else kind)
+        for name, kind in ((field.name, field.dataType) for field in rows.schema)
+    ]
+
+
+def _is_nanoseconds(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) and kind.unit == "ns"
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
