@@ -429,9 +429,9 @@ def test_a_broken_events_file_leaves_the_features_as_they_were(make_features, sh
 )
 def test_search_tokens(engine, query, tokens):
     table = ibis.memtable(pa.table({"query": [query]}))
-    assert engine.backend.to_pyarrow(table.select(tokens=search_tokens(table["query"])))["tokens"].to_pylist() == [
-        tokens
-    ]
+    assert engine.backend.to_pyarrow(table.select(tokens=search_tokens(table["query"])))[
+        "tokens"
+    ].to_pylist() == [tokens]
 
 
 @settings(max_examples=15, deadline=None)

@@ -7,6 +7,7 @@ telling a bad file from a broken engine are not, and stand here.
 from watchrank.config import EngineSettings
 from watchrank.engine.base import Engine
 from watchrank.engine.duckdb import DuckDB
+from watchrank.errors import InputError
 
 __all__ = ["DuckDB", "Engine", "connect"]
 
@@ -24,6 +25,10 @@ def connect(settings: EngineSettings, joins_as_written: bool = False) -> Engine:
     """
     if settings.kind == "duckdb":
         return DuckDB.open(settings, joins_as_written)
-    from watchrank.engine.spark import Spark  # an extra
-
+    try:
+        from watchrank.engine.spark import Spark
+    except ImportError as error:
+        raise InputError(
+            f"The engine spark is not installed ({error}); install watchrank with the extra [spark]."
+        ) from None
     return Spark.open(settings)

@@ -1,6 +1,7 @@
 """Spark: everything that knows it stands here, but its SQL (`spark_sql`)."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,10 +17,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from ibis.backends.pyspark import Backend
+from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import TimestampNTZType, TimestampType
 
 from watchrank.config import EngineSettings
 from watchrank.engine.duckdb import DuckDB
@@ -89,7 +90,8 @@ class Spark:
             options["basePath"] = str(files[0].parents[1])
         rows = self._session.read.options(**options).parquet(*map(str, files))
         file = files[0] if files[0].is_file() else next(files[0].glob("*.parquet"))
-        return self._named(rows.select(*_columns(rows, file)))
+        micros = {name: F.expr(f"timestamp_micros(`{name}` div 1000)") for name in _nanoseconds(file)}
+        return self._named(rows.withColumns(micros) if micros else rows)
 
     def batches(self, table: ir.Table, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a table in its order, at most so many at once."""
@@ -123,8 +125,13 @@ class Spark:
     @contextmanager
     def running(self, what: str) -> Iterator[None]:
         """Turn Spark's complaints in the block into one sentence about `what`."""
-        with self.csv.running(what):
-            yield
+        try:
+            with self.csv.running(what):
+                yield
+        except (PySparkException, Py4JError) as error:
+            if (explained := _explained(error, what)) is None:
+                raise
+            raise explained from None
 
     def disconnect(self) -> None:
         """Remove what lies on disk; stop the session if it was started here."""
@@ -149,23 +156,33 @@ def _start(settings: EngineSettings) -> SparkSession:
     conf = dict(settings.spark.conf)
     if settings.spark.master or SUBMITTED not in os.environ:
         conf["spark.master"] = settings.spark.master or "local[*]"
-    return SparkSession.builder.appName("watchrank").config(map=conf).getOrCreate()
+    try:
+        return SparkSession.builder.appName("watchrank").config(map=conf).getOrCreate()
+    except (PySparkException, Py4JError) as error:
+        said = next(
+            (line for line in str(error).splitlines() if "Exception:" in line), str(error).splitlines()[0]
+        )
+        raise InputError(
+            f"Spark did not start ({said.strip()}); it needs Java 17 or 21, and what engine.spark says must be true."
+        ) from None
 
 
-def _columns(rows: DataFrame, file: Path) -> list[Column]:
-    """Return the columns of Parquet files, of which `file` is one, with every time in UTC."""
-    nanoseconds = {field.name for field in pq.read_schema(file) if _is_nanoseconds(field.type)}
-    return [
-        F.expr(f"timestamp_micros({_quoted(name)} div 1000)").alias(name)
-        if name in nanoseconds
-        else F.col(_quoted(name)).cast(TimestampType() if isinstance(kind, TimestampNTZType) else kind)
-        for name, kind in ((field.name, field.dataType) for field in rows.schema)
-    ]
+def _nanoseconds(file: Path) -> list[str]:
+    """Return the columns of a Parquet file that are times in nanoseconds, which Spark reads as numbers."""
+    fields = pq.read_schema(file)
+    return [field.name for field in fields if pa.types.is_timestamp(field.type) and field.type.unit == "ns"]
 
 
-def _is_nanoseconds(kind: pa.DataType) -> bool:
-    return pa.types.is_timestamp(kind) and kind.unit == "ns"
-
-
-def _quoted(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"
+def _explained(error: Exception, what: str) -> WatchrankError | None:
+    """Say in one line what Spark says in many; None where it is neither a file nor the room for it."""
+    message = str(error)
+    if "OutOfMemoryError" in message or "No space left" in message:
+        return WatchrankError(
+            f"Memory or disk space ran out on {what}; raise spark.driver.memory and spark.executor.memory in "
+            "engine.spark.conf or free disk space."
+        )
+    if not any(sign in message for sign in ("FAILED_READ_FILE", "CANNOT_READ_FILE", "FileNotFoundException")):
+        return None
+    file = re.search(r"(?:file:/+|reading file )(/?[^\s:]+\.parquet)", message)
+    place = f"/{file[1].lstrip('/')}" if file else what
+    return InputError(f"Cannot read {place}: its values are damaged; mend the file or export it again.")

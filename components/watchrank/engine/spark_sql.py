@@ -17,7 +17,7 @@ NUMBER = f"^[+-]?({_DIGITS}([.]({_DIGITS})?)?|[.]{_DIGITS})([eE][+-]?{_DIGITS})?
 
 _CLOCK = "[0-9]{1,2}:[0-9]{1,2}(:[0-9]{1,2}([.][0-9]*)?)?"
 _ZONE = "Z|[+-][0-9]{2}(:?[0-9]{2}(:[0-9]{2})?)?| +[A-Za-z][A-Za-z0-9_+/-]+"
-_DATE = "([0-9]{4,6})[-/]([0-9]{1,2})[-/]([0-9]{1,2})"
+_DATE = "([0-9]{4,6})[-/ ]([0-9]{1,2})[-/ ]([0-9]{1,2})"
 TIME = f"^{_DATE}((T| +){_CLOCK}({_ZONE})?)?$"
 """A time in a text; Spark would also read 2026, or 12:30 as one of today."""
 
@@ -32,6 +32,10 @@ class Compiler(PySparkCompiler):  # type: ignore[misc]
 
     visit_NotNull = SQLGlotCompiler.visit_NotNull
 
+    def visit_IsInf(self, op: Any, *, arg: Any) -> Any:
+        """Tell what Ibis 12 compares in Python, where it is never so."""
+        return self.f.abs(arg).eq(self.POS_INF)
+
     def visit_TryCast(self, op: Any, *, arg: Any, to: Any) -> Any:
         """Read a number or a time in a text as DuckDB does."""
         cast = super().visit_TryCast
@@ -44,8 +48,9 @@ class Compiler(PySparkCompiler):  # type: ignore[misc]
             return self.if_(self.f.regexp_like(text, NUMBER), cast(op, arg=exact, to=to), sge.Null())
         if to.is_timestamp():
             text = self.visit_Strip(op, arg=arg)
-            iso = self.f.regexp_replace(text, f"^{_DATE}(T| +)?", "$1-$2-$3 ")
-            return self.if_(self.f.regexp_like(text, TIME), cast(op, arg=iso, to=to), sge.Null())
+            spaced = self.f.regexp_replace(text, f"^{_DATE}(T| +)?", "$1-$2-$3 ")
+            whole = self.f.regexp_replace(spaced, "( [0-9]{1,2}:[0-9]{1,2})(?![0-9:])", "$1:00")
+            return self.if_(self.f.regexp_like(text, TIME), cast(op, arg=whole, to=to), sge.Null())
         return cast(op, arg=arg, to=to)
 
     def visit_Cast(self, op: Any, *, arg: Any, to: Any) -> Any:
@@ -71,7 +76,9 @@ class Compiler(PySparkCompiler):  # type: ignore[misc]
         """Hash in 64 bits; that a field is missing counts, which Spark passes over."""
         if not op.arg.dtype.is_struct():
             return self.f.anon.xxhash64(arg)
-        missing = [sge.Dot(this=arg, expression=sge.to_identifier(name, quoted=True)) for name in op.arg.dtype]
+        missing = [
+            sge.Dot(this=arg, expression=sge.to_identifier(name, quoted=True)) for name in op.arg.dtype
+        ]
         return self.f.anon.xxhash64(arg, *(field.is_(sge.Null()) for field in missing))
 
     def visit_Lowercase(self, op: Any, *, arg: Any) -> Any:

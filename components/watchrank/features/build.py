@@ -128,9 +128,7 @@ def _searches(con: Engine, events: Path, impressions: ir.Table) -> ir.Table:
     return searches.select("user_id", "query", time=time, tokens=tokens)
 
 
-def _earlier_watches(
-    con: Engine, events: Path, impressions: ir.Table, videos: ir.Table
-) -> ir.Table:
+def _earlier_watches(con: Engine, events: Path, impressions: ir.Table, videos: ir.Table) -> ir.Table:
     """Watches from before the log with their channel; no rows when the log has none.
 
     `time` is from when on a watch is known: its `bound`, or that of an older watch where that is later, for
