@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from watchrank.engine import connect
 from watchrank.config import EngineSettings
+from watchrank.engine import connect
 from watchrank.errors import InputError, WatchrankError
 
 

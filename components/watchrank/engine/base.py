@@ -19,10 +19,14 @@ class Engine(Protocol):
     """
 
     @property
-    def backend(self) -> ibis.BaseBackend: ...
+    def backend(self) -> ibis.BaseBackend:
+        """The backend."""
+        ...
 
     @property
-    def temporary(self) -> Path | None: ...
+    def temporary(self) -> Path | None:
+        """The folder."""
+        ...
 
     def read_csv(self, files: Iterable[Path], width: int, places: Mapping[str, int]) -> ir.Table:
         """Return columns of comma-separated UTF-8 files with a header, plain or .gz, all as text.

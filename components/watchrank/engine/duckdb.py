@@ -57,8 +57,9 @@ class DuckDB:
         try:
             return cls(ibis.duckdb.connect(**options))
         except duckdb.ParserException:
+            size = settings.memory_limit
             raise InputError(
-                f"The setting engine.memory_limit is no size: {settings.memory_limit!r}; give one such as 4GB."
+                f"The setting engine.memory_limit is no size: {size!r}; give one such as 4GB."
             ) from None
 
     def read_csv(self, files: Iterable[Path], width: int, places: Mapping[str, int]) -> ir.Table:

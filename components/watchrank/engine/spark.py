@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from ibis.backends.pyspark import Backend
+from ibis.backends.pyspark.datatypes import PySparkSchema
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructField
 
 from watchrank.config import EngineSettings
 from watchrank.engine.duckdb import DuckDB
@@ -60,7 +62,13 @@ class Spark:
 
     @classmethod
     def open(cls, settings: EngineSettings) -> Self:
-        """Take up the session there is, or that spark-submit gives, or start one, which is stopped at the end."""
+        """Take up the session there is, or start one, by spark-submit's settings if it was that.
+
+        What is started here is stopped by `disconnect`.
+
+        Raises:
+            InputError: it does not start.
+        """
         with ExitStack() as stack:
             running = SparkSession.getActiveSession()
             session = (running or _start(settings)).newSession()
@@ -87,8 +95,8 @@ class Spark:
         files = list(files)
         options = {"__globPaths__": "false"}
         if partitioned:
-            options["basePath"] = str(files[0].parents[1])
-        rows = self._session.read.options(**options).parquet(*map(str, files))
+            options["basePath"] = _local(files[0].parents[1])
+        rows = self._session.read.options(**options).parquet(*map(_local, files))
         file = files[0] if files[0].is_file() else next(files[0].glob("*.parquet"))
         micros = {name: F.expr(f"timestamp_micros(`{name}` div 1000)") for name in _nanoseconds(file)}
         return self._named(rows.withColumns(micros) if micros else rows)
@@ -96,13 +104,14 @@ class Spark:
     def batches(self, table: ir.Table, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a table in its order, at most so many at once."""
         folder = self.temporary / uuid4().hex
-        self._frame(table).write.parquet(str(folder))
-        yield from ds.dataset(sorted(folder.glob("*.parquet"))).to_batches(batch_size=rows)
+        self._frame(table).write.parquet(_local(folder))
+        files = sorted(folder.glob("*.parquet"))
+        yield from filter(len, ds.dataset(files).to_batches(batch_size=rows))
         shutil.rmtree(folder)
 
     def staged(self, table: ir.Table, path: Path) -> ir.Table:
         """Compute a table once, into a folder of files, and read it from there."""
-        self._frame(table).write.parquet(str(path))
+        self._frame(table).write.parquet(_local(path))
         return self.read_parquet([path]).cast(table.schema())
 
     def write_parquet(
@@ -113,14 +122,14 @@ class Spark:
         ordered = rows.sortWithinPartitions(*(F.col(name).asc_nulls_last() for name in order))
         folder = path.with_name(f".{path.name}.parts")
         options = {"compression": "zstd", "parquet.block.row.count.limit": str(group_rows)}
-        ordered.write.options(**options).parquet(str(folder))
+        ordered.write.options(**options).parquet(_local(folder))
         (file,) = folder.glob("*.parquet")
         file.replace(path)
         shutil.rmtree(folder)
 
     def write_partitions(self, table: ir.Table, folder: Path, column: str) -> None:
         """Write a table to `folder/<column>=<value>/`."""
-        self._frame(table).write.partitionBy(column).parquet(str(folder))
+        self._frame(table).write.partitionBy(column).parquet(_local(folder))
 
     @contextmanager
     def running(self, what: str) -> Iterator[None]:
@@ -139,10 +148,16 @@ class Spark:
 
     @property
     def _session(self) -> SparkSession:
-        return self.backend._session
+        session: SparkSession = self.backend._session
+        return session
 
     def _frame(self, table: ir.Table) -> DataFrame:
-        return self._session.sql(self.backend.compile(table))
+        """Return what an expression computes, of the types that Ibis says: Spark's places have 32 bits."""
+        rows = self._session.sql(self.backend.compile(table))
+        said = PySparkSchema.from_ibis(table.schema())
+        pairs = zip(rows.schema, said, strict=True)
+        other = [column for found, column in pairs if _kind(found) != _kind(column)]
+        return rows.withColumns({column.name: F.col(column.name).cast(column.dataType) for column in other})
 
     def _named(self, rows: DataFrame) -> ir.Table:
         name = f"rows_{uuid4().hex}"
@@ -153,7 +168,7 @@ class Spark:
 
 
 def _start(settings: EngineSettings) -> SparkSession:
-    conf = dict(settings.spark.conf)
+    conf: dict[str, bool | float | int | str | None] = {**settings.spark.conf}
     if settings.spark.master or SUBMITTED not in os.environ:
         conf["spark.master"] = settings.spark.master or "local[*]"
     try:
@@ -163,8 +178,17 @@ def _start(settings: EngineSettings) -> SparkSession:
             (line for line in str(error).splitlines() if "Exception:" in line), str(error).splitlines()[0]
         )
         raise InputError(
-            f"Spark did not start ({said.strip()}); it needs Java 17 or 21, and what engine.spark says must be true."
+            f"Spark did not start ({said.strip()}); it needs Java 17 or 21, and engine.spark to be right."
         ) from None
+
+
+def _local(path: Path) -> str:
+    """Return the name of a path, wherever Spark would look for one by default."""
+    return f"file://{path.absolute()}"
+
+
+def _kind(column: StructField) -> str:
+    return column.dataType.simpleString()
 
 
 def _nanoseconds(file: Path) -> list[str]:

@@ -4,7 +4,7 @@ What is measured against is DuckDB 2.0: how it reads numbers and times in a text
 what it takes for missing.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import ibis.expr.datatypes as dt
 import sqlglot.expressions as sge
@@ -27,6 +27,9 @@ class Compiler(PySparkCompiler):  # type: ignore[misc]
 
     __slots__ = ()
 
+    SIMPLE_OPS: ClassVar[dict[Any, str]] = {}
+    """None besides Ibis': they would come before the methods below."""
+
     visit_IsNull = SQLGlotCompiler.visit_IsNull
     """NaN is a value."""
 
@@ -37,8 +40,10 @@ class Compiler(PySparkCompiler):  # type: ignore[misc]
         return self.f.abs(arg).eq(self.POS_INF)
 
     def visit_TryCast(self, op: Any, *, arg: Any, to: Any) -> Any:
-        """Read a number or a time in a text as DuckDB does."""
+        """Read a number or a time in a text as DuckDB does, and no real number above 64 bits."""
         cast = super().visit_TryCast
+        if op.arg.dtype.is_floating() and to.is_integer():
+            return self.if_(arg < 2.0**63, cast(op, arg=arg, to=to), sge.Null())
         if not op.arg.dtype.is_string():
             return cast(op, arg=arg, to=to)
         if to.is_numeric():
@@ -68,7 +73,8 @@ class Compiler(PySparkCompiler):  # type: ignore[misc]
         places = self.cast(self.cast(java, dt.Decimal(38, 21)), dt.string)
         plain = self.f.regexp_replace(places, "([.][0-9]+?)0+$", "$1")
         signed = self.f.regexp_replace(self.f.regexp_replace(java, "([.]0)?E-", "e-"), "([.]0)?E", "e+")
-        short = self.f.replace(self.f.regexp_replace(signed, "(?<=e[+-])([0-9])$", "0$1"), "Infinity", "inf")
+        padded = self.f.regexp_replace(signed, "(?<=e[+-])([0-9])$", "0$1")
+        short = self.f.replace(self.f.replace(padded, "Infinity", "inf"), "NaN", "nan")
         size = self.f.abs(value)
         return self.if_(self.f.regexp_like(java, "E") & (size >= 1e-4) & (size < 1e16), plain, short)
 

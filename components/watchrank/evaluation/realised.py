@@ -35,7 +35,7 @@ def realised_watch_time(log: Path, events: Path, window_seconds: int) -> list[di
         con = connect(EngineSettings())
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the request log in {log} or the events in {events}"))
-        logged = con.read_parquet(files)
+        logged = con.backend.read_parquet(files)
         answered = logged.select(
             "user_id",
             requested="timestamp",

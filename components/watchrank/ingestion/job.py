@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-
-from watchrank.engine import Engine, connect
 from watchrank.config import EngineSettings, IngestionSettings
+from watchrank.engine import Engine, connect
 from watchrank.errors import InputError
 from watchrank.events import DAILY, Day, Manifest, TableSummary, manifest_path
 from watchrank.ingestion.adapter import Adapter
