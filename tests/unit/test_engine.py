@@ -54,9 +54,10 @@ def test_files_of_one_table_have_one_schema(tmp_path):
 def test_memory_that_runs_out_is_no_fault_of_the_input(tmp_path):
     engine = connect(EngineSettings(memory_limit="5MB", threads=1))
     engine.backend.raw_sql("SET max_temp_directory_size = '0KB'")
-    rows = ibis.range(0, 4_000_000).unnest().name("number").as_table()
+    numbers = ibis.range(0, 4_000_000).unnest().name("number").as_table()
+    rows = numbers.mutate(key=-numbers.number)
     said = r"ran out on the sort; raise engine\.memory_limit"
     with pytest.raises(WatchrankError, match=said) as caught, engine.running("the sort"):
-        engine.write_parquet(rows, tmp_path / "sorted.parquet", ["number"])
+        engine.write_parquet(rows, tmp_path / "sorted.parquet", ["key"])
     engine.disconnect()
     assert not isinstance(caught.value, InputError)
