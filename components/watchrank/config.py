@@ -29,11 +29,24 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+class SparkSessionSettings(Settings):
+    """The Spark session; one that spark-submit gives is taken as it is where this says nothing."""
+
+    master: str | None = Field(None, description="the cluster; without it spark-submit's, or else local[*]")
+    conf: dict[str, str] = Field({}, description="Spark's own properties, such as spark.driver.memory")
+    folder: Path | None = Field(
+        None,
+        description="temporary files, where driver and executors see them; the system's when not set",
+    )
+
+
 class EngineSettings(Settings):
     """The engine that runs ingestion and features."""
 
+    kind: Literal["duckdb", "spark"] = Field("duckdb", description="spark needs the extra of that name")
     memory_limit: str = Field("4GB", description="memory DuckDB may take before it spills to disk")
     threads: int = Field(0, ge=0, description="threads DuckDB may use; 0 for all cores")
+    spark: SparkSessionSettings = SparkSessionSettings()
 
 
 class SimulationSettings(Settings):
@@ -550,7 +563,7 @@ class SparkSettings(PodSettings, OperatorSettings):
         description="URL of the image's file that runs `watchrank`, such as local:///app/__main__.py; "
         "empty: where this installation has it",
     )
-    service_account: ObjectName = Field("spark-operator-spark", description="by which the driver makes pods")
+    service_account: ObjectName = Field("watchrank-spark", description="by which the driver makes pods")
     driver_cores: int = Field(1, ge=1)
     driver_memory: str = Field("2g", description="as Spark reads it", pattern=r"^\d+[kmgt]$")
     executors: int = Field(2, ge=1)

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Self
 
 import ibis.expr.types as ir
-from ibis.backends.duckdb import Backend
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from watchrank import engine as engines
+from watchrank.engine import Engine
 from watchrank.errors import InputError
 from watchrank.schema import EARLIER_WATCHES, IMPRESSIONS, SEARCHES, USERS, VIDEOS, Table
 
@@ -91,22 +90,22 @@ def days(events: Path, table: Table = IMPRESSIONS) -> list[date]:
     return sorted(map(date.fromisoformat, summary.days)) if summary else []
 
 
-def users(engine: Backend, events: Path) -> ir.Table:
+def users(engine: Engine, events: Path) -> ir.Table:
     """Return the users, one row each."""
-    return engines.read_parquet(engine, [file_of(events, USERS)])
+    return engine.read_parquet([file_of(events, USERS)])
 
 
-def videos(engine: Backend, events: Path) -> ir.Table:
+def videos(engine: Engine, events: Path) -> ir.Table:
     """Return the videos, one row each."""
-    return engines.read_parquet(engine, [file_of(events, VIDEOS)])
+    return engine.read_parquet([file_of(events, VIDEOS)])
 
 
-def impressions(engine: Backend, events: Path) -> ir.Table:
+def impressions(engine: Engine, events: Path) -> ir.Table:
     """Return the impressions of all days, with `date`; a filter on it reads only those days."""
     return _daily(engine, events, IMPRESSIONS)
 
 
-def searches(engine: Backend, events: Path) -> ir.Table:
+def searches(engine: Engine, events: Path) -> ir.Table:
     """Return the searches of all days, with `date`.
 
     Raises:
@@ -115,9 +114,9 @@ def searches(engine: Backend, events: Path) -> ir.Table:
     return _daily(engine, events, SEARCHES)
 
 
-def earlier_watches(engine: Backend, events: Path) -> ir.Table:
+def earlier_watches(engine: Engine, events: Path) -> ir.Table:
     """Return what users watched before the log; ask `has` first whether there is any."""
-    return engines.read_parquet(engine, [file_of(events, EARLIER_WATCHES)])
+    return engine.read_parquet([file_of(events, EARLIER_WATCHES)])
 
 
 def manifest_path(events: Path) -> Path:
@@ -140,9 +139,9 @@ def quarantine_of(events: Path, table: Table) -> Path:
     return events / "quarantine" / table.name / "part.parquet"
 
 
-def _daily(engine: Backend, events: Path, table: Table) -> ir.Table:
+def _daily(engine: Engine, events: Path, table: Table) -> ir.Table:
     files = [partition_of(events, table, day) for day in days(events, table)]
     if not files:
         raise InputError(f"The events in {events} have no {table.name}; ingest a source that has them.")
-    rows = engines.read_parquet(engine, files, partitioned=True)
+    rows = engine.read_parquet(files, partitioned=True)
     return rows.select(*(name for name in table.names if name in rows.columns), "date")

@@ -266,7 +266,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def _bounded_engine() -> Iterator[None]:
     """Let Feast, which reads through Ibis' default engine, run in bounded memory and spill to disk."""
     engine, before = connect(EngineSettings()), ibis.options.default_backend
-    ibis.set_backend(engine)
+    ibis.set_backend(engine.backend)
     try:
         yield
     finally:

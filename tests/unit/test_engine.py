@@ -7,33 +7,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from watchrank import engine as engines
 from watchrank.config import EngineSettings
+from watchrank.engine import connect
 from watchrank.errors import InputError, WatchrankError
 
 
 def test_engine_takes_its_settings():
-    engine = engines.connect(EngineSettings(memory_limit="300MB", threads=1))
-    assert engine.settings["threads"] == "1"
-    assert engine.settings["memory_limit"] == "286.1 MiB"
-    assert engine.settings["TimeZone"] == "UTC"
+    engine = connect(EngineSettings(memory_limit="300MB", threads=1))
+    assert engine.backend.settings["threads"] == "1"
+    assert engine.backend.settings["memory_limit"] == "286.1 MiB"
+    assert engine.backend.settings["TimeZone"] == "UTC"
     engine.disconnect()
 
 
 @pytest.mark.parametrize("limit", ["four", "4 potatoes", ""])
 def test_memory_limit_that_is_no_size(limit):
     with pytest.raises(InputError, match=r"engine\.memory_limit is no size"):
-        engines.connect(EngineSettings(memory_limit=limit))
+        connect(EngineSettings(memory_limit=limit))
 
 
 def test_sort_larger_than_memory_spills_and_cleans_up(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    engine = engines.connect(EngineSettings(memory_limit="60MB", threads=1))
+    engine = connect(EngineSettings(memory_limit="60MB", threads=1))
     numbers = ibis.range(0, 1_000_000).unnest().name("number").as_table()
-    rows = numbers.mutate(text=numbers.number.cast("string") + "0123456789" * 4).order_by(ibis.desc("text"))
+    rows = numbers.mutate(key=-numbers.number, text=numbers.number.cast("string") + "0123456789" * 4)
     file = tmp_path / "sorted.parquet"
-    engines.write_parquet(engine, rows, file)
-    first = engines.read_parquet(engine, [file]).limit(1).to_pyarrow().to_pylist()
+    engine.write_parquet(rows, file, ["key"])
+    first = engine.read_parquet([file]).limit(1).to_pyarrow().to_pylist()
     engine.disconnect()
     assert first[0]["number"] == 999_999
     assert list(tmp_path.iterdir()) == [file]
@@ -41,24 +41,23 @@ def test_sort_larger_than_memory_spills_and_cleans_up(tmp_path, monkeypatch):
 
 def test_files_of_one_table_have_one_schema(tmp_path):
     """A column without NULL in one file may have one in the next."""
-    engine = engines.connect(EngineSettings(memory_limit="100MB", threads=1), joins_as_written=True)
+    engine = connect(EngineSettings(memory_limit="100MB", threads=1), joins_as_written=True)
     pq.write_table(pa.table({"number": [1, 2, None]}), tmp_path / "all.parquet")
-    rows = engines.read_parquet(engine, [tmp_path / "all.parquet"])
-    engines.write_parquet(engine, rows.filter(rows.number > 1), tmp_path / "some.parquet")
-    engines.write_parquet(
-        engine, engines.read_parquet(engine, [tmp_path / "some.parquet"]), tmp_path / "again"
-    )
+    rows = engine.read_parquet([tmp_path / "all.parquet"])
+    engine.write_parquet(rows.filter(rows.number > 1), tmp_path / "some.parquet", ["number"])
+    engine.write_parquet(engine.read_parquet([tmp_path / "some.parquet"]), tmp_path / "again", ["number"])
     assert pq.read_schema(tmp_path / "again") == pq.read_schema(tmp_path / "all.parquet")
-    assert "statistics_propagation" not in engine.settings["disabled_optimizers"]
+    assert "statistics_propagation" not in engine.backend.settings["disabled_optimizers"]
     engine.disconnect()
 
 
 def test_memory_that_runs_out_is_no_fault_of_the_input(tmp_path):
-    engine = engines.connect(EngineSettings(memory_limit="5MB", threads=1))
-    engine.raw_sql("SET max_temp_directory_size = '0KB'")
-    rows = ibis.range(0, 4_000_000).unnest().name("number").as_table().order_by(ibis.desc("number"))
+    engine = connect(EngineSettings(memory_limit="5MB", threads=1))
+    engine.backend.raw_sql("SET max_temp_directory_size = '0KB'")
+    numbers = ibis.range(0, 4_000_000).unnest().name("number").as_table()
+    rows = numbers.mutate(key=-numbers.number)
     said = r"ran out on the sort; raise engine\.memory_limit"
-    with pytest.raises(WatchrankError, match=said) as caught, engines.running("the sort"):
-        engines.write_parquet(engine, rows, tmp_path / "sorted.parquet")
+    with pytest.raises(WatchrankError, match=said) as caught, engine.running("the sort"):
+        engine.write_parquet(rows, tmp_path / "sorted.parquet", ["key"])
     engine.disconnect()
     assert not isinstance(caught.value, InputError)

@@ -429,16 +429,16 @@ def test_a_broken_events_file_leaves_the_features_as_they_were(make_features, sh
 )
 def test_search_tokens(engine, query, tokens):
     table = ibis.memtable(pa.table({"query": [query]}))
-    assert engine.to_pyarrow(table.select(tokens=search_tokens(table["query"])))["tokens"].to_pylist() == [
-        tokens
-    ]
+    assert engine.backend.to_pyarrow(table.select(tokens=search_tokens(table["query"])))[
+        "tokens"
+    ].to_pylist() == [tokens]
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.none() | st.text(max_size=40), min_size=1, max_size=30))
 def test_text_ids_in_the_engine_are_the_schemas(engine, texts):
     table = ibis.memtable(pa.table({"text": pa.array(texts, pa.string())}))
-    found = engine.to_pyarrow(table.select(id=text_ids(table.text)))["id"].to_pylist()
+    found = engine.backend.to_pyarrow(table.select(id=text_ids(table.text)))["id"].to_pylist()
     assert found == [text_id(text) for text in texts]
 
 

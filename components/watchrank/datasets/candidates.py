@@ -32,7 +32,7 @@ from watchrank import events as event_files
 from watchrank.config import EngineSettings, ExampleSettings, SplitSettings
 from watchrank.datasets.columns import Columns, ColumnWriter, read_columns
 from watchrank.datasets.windows import Limits, between, uploaded_before, window
-from watchrank.engine import connect, running
+from watchrank.engine import Engine, connect
 from watchrank.errors import InputError
 from watchrank.schema import (
     EARLIER_WATCHES,
@@ -131,7 +131,7 @@ def build_candidate_dataset(
     with ExitStack() as stack:
         con = connect(EngineSettings())
         stack.callback(con.disconnect)
-        stack.enter_context(running(f"the events in {events}"))
+        stack.enter_context(con.running(f"the events in {events}"))
         fresh = stack.enter_context(atomic_path(output))
         watches = choose_examples(_watches(con, events, settings, limits), settings.max_a_user)
         if watches.empty:
@@ -187,7 +187,7 @@ def choose_examples(watches: pd.DataFrame, max_a_user: int) -> pd.DataFrame:
     return found
 
 
-def _watches(con: ibis.BaseBackend, events: Path, settings: ExampleSettings, limits: Limits) -> pd.DataFrame:
+def _watches(con: Engine, events: Path, settings: ExampleSettings, limits: Limits) -> pd.DataFrame:
     """Return all clicked impressions and earlier watches; `place` is -1 for an impression."""
     impressions = event_files.impressions(con, events)
     clicked = impressions.filter(impressions.clicked)

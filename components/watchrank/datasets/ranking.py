@@ -27,7 +27,7 @@ from watchrank import events as event_files
 from watchrank.config import EngineSettings, SplitSettings
 from watchrank.datasets.columns import Columns, ColumnWriter, read_columns
 from watchrank.datasets.windows import SPLITS, split_days
-from watchrank.engine import connect, running
+from watchrank.engine import connect
 from watchrank.errors import InputError
 from watchrank.schema import (
     EVENT_TIMESTAMP,
@@ -123,7 +123,7 @@ def build_ranking_dataset(events: Path, store: "FeatureStore", output: Path, spl
     with ExitStack() as stack:
         con = connect(EngineSettings())
         stack.callback(con.disconnect)
-        stack.enter_context(running(f"the events in {events}"))
+        stack.enter_context(con.running(f"the events in {events}"))
         fresh = stack.enter_context(atomic_path(output))
         impressions = event_files.impressions(con, events)
         splits = {

@@ -24,13 +24,12 @@ import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
-from ibis.backends.duckdb import Backend
 
 from watchrank import events as event_files
 from watchrank.config import EngineSettings, SplitSettings, TextSettings
 from watchrank.datasets.columns import Columns, ColumnWriter, read_columns
 from watchrank.datasets.windows import SPLITS, Limits, between, split_days, uploaded_before, window
-from watchrank.engine import batches, connect, running
+from watchrank.engine import Engine, connect
 from watchrank.errors import AbsentError, InputError
 from watchrank.features.text import text_ids
 from watchrank.models.text.tokens import ngram_ids
@@ -102,7 +101,7 @@ def build_search_dataset(events: Path, output: Path, settings: TextSettings, spl
     with ExitStack() as stack:
         con = connect(EngineSettings())
         stack.callback(con.disconnect)
-        stack.enter_context(running(f"the events in {events}"))
+        stack.enter_context(con.running(f"the events in {events}"))
         fresh = stack.enter_context(atomic_path(output))
         size = (settings.max_words, settings.max_ngrams)
         limits = window(event_files.days(events), split)
@@ -148,7 +147,7 @@ def _check(events: Path, settings: TextSettings) -> None:
 # -- Choosing examples ------------------------------------------------------------------------------------
 
 
-def _examples(con: Backend, events: Path, settings: TextSettings, limits: Limits) -> ir.Table:
+def _examples(con: Engine, events: Path, settings: TextSettings, limits: Limits) -> ir.Table:
     """Return `user_id`, `query`, its row among the sorted queries, `video_id`, `timestamp` of the watch.
 
     Those of the window alone, which `limits` bound.
@@ -186,7 +185,7 @@ def _first_clicks(searches: ir.Table, impressions: ir.Table, click_seconds: int)
     return own.mutate(place=first).filter(ibis._.place == 0).drop("place", "searched")
 
 
-def _titles(con: Backend, events: Path, end: datetime | None) -> ir.Table:
+def _titles(con: Engine, events: Path, end: datetime | None) -> ir.Table:
     videos = uploaded_before(event_files.videos(con, events), end)
     fields = {}
     if "channel_id" in videos.columns:
@@ -200,7 +199,7 @@ def _titles(con: Backend, events: Path, end: datetime | None) -> ir.Table:
 
 
 def _write_texts(
-    con: Backend, rows: ir.Table, folder: Path, name: str, size: tuple[int, int]
+    con: Engine, rows: ir.Table, folder: Path, name: str, size: tuple[int, int]
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Write the n-grams of the first column, called `name`, and the other columns, in the order of `rows`.
 
@@ -211,7 +210,7 @@ def _write_texts(
     ngrams = np.empty((0, *size), np.int64)
     have_words = [np.empty(0, bool)]
     with ColumnWriter(folder, {name: ngrams} | {other: np.empty(0, np.int64) for other in others}) as writer:
-        for batch in batches(con, rows, READ_ROWS):
+        for batch in con.batches(rows, READ_ROWS):
             ids = _padded(batch[text].to_pylist(), size)
             there = ids[:, 0, 0] != PAD_ID
             writer.append({name: ids[there]} | {other: batch[other].to_numpy()[there] for other in others})
@@ -229,7 +228,7 @@ def _padded(texts: list[str | None], size: tuple[int, int]) -> np.ndarray:
 
 
 def _write_examples(
-    con: Backend, examples: ir.Table, folder: Path, query_rows: np.ndarray, bounds: np.ndarray
+    con: Engine, examples: ir.Table, folder: Path, query_rows: np.ndarray, bounds: np.ndarray
 ) -> tuple[dict[str, Any], int]:
     """Write the splits, which `bounds`, in seconds, part.
 
@@ -242,7 +241,7 @@ def _write_examples(
         empty = {name: np.empty(0, np.int64) for name in names}
         writers = {name: stack.enter_context(ColumnWriter(folder / name, empty)) for name in SPLITS}
         in_order = examples.order_by("timestamp", "user_id", "query").drop("query")
-        for batch in batches(con, in_order, READ_ROWS):
+        for batch in con.batches(in_order, READ_ROWS):
             now = batch["timestamp"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() // 1_000_000
             found = {
                 "query": query_rows[batch["row"].to_numpy()],

@@ -8,7 +8,7 @@ import ibis
 
 from watchrank import events as event_files
 from watchrank.config import EngineSettings
-from watchrank.engine import connect, running
+from watchrank.engine import connect
 from watchrank.serving.request_log import read_log
 
 
@@ -34,8 +34,8 @@ def realised_watch_time(log: Path, events: Path, window_seconds: int) -> list[di
     with ExitStack() as stack:
         con = connect(EngineSettings())
         stack.callback(con.disconnect)
-        stack.enter_context(running(f"the request log in {log} or the events in {events}"))
-        logged = con.read_parquet(files)
+        stack.enter_context(con.running(f"the request log in {log} or the events in {events}"))
+        logged = con.backend.read_parquet(files)
         answered = logged.select(
             "user_id",
             requested="timestamp",

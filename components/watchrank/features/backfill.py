@@ -21,9 +21,8 @@ from tempfile import TemporaryDirectory
 
 import ibis
 import ibis.expr.types as ir
-from ibis.backends.duckdb import Backend
 
-from watchrank import engine as engines
+from watchrank.engine import Engine
 from watchrank.features.files import files_of, write
 from watchrank.features.record import Build
 from watchrank.schema import (
@@ -105,7 +104,7 @@ class Backfill:
         return covered <= _utc(self.since)
 
 
-def keep_past(con: Backend, former: Path, fresh: Path, stage: Path, since: datetime, build: Build) -> None:
+def keep_past(con: Engine, former: Path, fresh: Path, stage: Path, since: datetime, build: Build) -> None:
     """Bring the past as a former build knew it into a new build, one file at a time.
 
     Args:
@@ -129,7 +128,7 @@ def keep_past(con: Backend, former: Path, fresh: Path, stage: Path, since: datet
 
 
 def _merge(
-    con: Backend, backfill: Backfill, former: Path, fresh: Path, older: Sequence[Path], stage: Path
+    con: Engine, backfill: Backfill, former: Path, fresh: Path, older: Sequence[Path], stage: Path
 ) -> int:
     """Bring one file of a former build into that of the new one; return how many rows of it were late."""
     if former.exists() and fresh.exists() and filecmp.cmp(former, fresh, shallow=False):
@@ -138,21 +137,21 @@ def _merge(
     kept = backfill.kept(before)
     gone = backfill.gone(new, kept)
     says = new
-    if con.execute(gone.count()):
-        says = new.union(backfill.instead(gone, engines.read_parquet(con, older) if older else new))
+    if gone.count().to_pyarrow().as_py():
+        says = new.union(backfill.instead(gone, con.read_parquet(older) if older else new))
     added = stage / "added.parquet"
-    write(backfill.added(says, kept), backfill.table, added)
-    late = engines.read_parquet(con, [added])
+    write(con, backfill.added(says, kept), backfill.table, added)
+    late = con.read_parquet([added])
     with atomic_path(fresh) as whole:
-        write(backfill.rows(new, kept, late), backfill.table, whole)
-    return int(con.execute(late.filter(late[CREATED_TIMESTAMP] > late[EVENT_TIMESTAMP]).count()))
+        write(con, backfill.rows(new, kept, late), backfill.table, whole)
+    return int(late.filter(late[CREATED_TIMESTAMP] > late[EVENT_TIMESTAMP]).count().to_pyarrow().as_py())
 
 
-def _rows(con: Backend, file: Path, other: Path) -> ir.Table:
+def _rows(con: Engine, file: Path, other: Path) -> ir.Table:
     """Return the rows of a file, or none, with the columns of another, where it is not there."""
     if file.exists():
-        return engines.read_parquet(con, [file])
-    return engines.read_parquet(con, [other]).filter(ibis.literal(False))
+        return con.read_parquet([file])
+    return con.read_parquet([other]).filter(ibis.literal(False))
 
 
 def _utc(time: datetime) -> ir.TimestampScalar:

@@ -18,10 +18,10 @@ import ibis.expr.types as ir
 
 from watchrank import events as event_files
 from watchrank.config import EngineSettings, FeatureSettings
-from watchrank.engine import connect, running
+from watchrank.engine import Engine, connect
 from watchrank.features.backfill import keep_past
 from watchrank.features.counts import activity_counts, user_statistics, video_statistics
-from watchrank.features.files import ROW_GROUP_ROWS, file_of, partition_of, write
+from watchrank.features.files import file_of, partition_of, write
 from watchrank.features.histories import histories, with_lists
 from watchrank.features.profiles import profiles
 from watchrank.features.record import Build
@@ -60,7 +60,7 @@ def build_features(events: Path, features: Path, settings: FeatureSettings, engi
     with ExitStack() as stack:
         con = connect(engine)
         stack.callback(con.disconnect)
-        stack.enter_context(running(f"the events in {events}"))
+        stack.enter_context(con.running(f"the events in {events}"))
         fresh = stack.enter_context(atomic_path(features))
         fresh.mkdir()
         stage = Path(stack.enter_context(TemporaryDirectory(prefix=".stage.", dir=features.parent)))
@@ -68,38 +68,38 @@ def build_features(events: Path, features: Path, settings: FeatureSettings, engi
         impressions = _impressions(con, events, videos)
         searches = _searches(con, events, impressions)
         earlier = _earlier_watches(con, events, impressions, videos)
-        write(profiles(users, USERS, USER_PROFILE), USER_PROFILE, file_of(fresh, USER_PROFILE))
-        write(profiles(videos, VIDEOS, VIDEO_PROFILE), VIDEO_PROFILE, file_of(fresh, VIDEO_PROFILE))
+        write(con, profiles(users, USERS, USER_PROFILE), USER_PROFILE, file_of(fresh, USER_PROFILE))
+        write(con, profiles(videos, VIDEOS, VIDEO_PROFILE), VIDEO_PROFILE, file_of(fresh, VIDEO_PROFILE))
         of_videos = video_statistics(impressions, settings.statistics_cadence_seconds)
-        _write_days(_staged(con, of_videos, stage / "videos"), VIDEO_STATISTICS, fresh)
+        _write_days(con, con.staged(of_videos, stage / "videos"), VIDEO_STATISTICS, fresh)
         of_users = user_statistics(
             impressions, settings.user_statistics_cadence_seconds, settings.user_statistics_lag_seconds
         )
-        _write_days(_staged(con, of_users, stage / "users"), USER_STATISTICS, fresh)
+        _write_days(con, con.staged(of_users, stage / "users"), USER_STATISTICS, fresh)
         counts = activity_counts(impressions, searches, earlier, settings.activity_cadence_seconds)
         packed = [
-            replace(history, blocks=_staged(con, history.blocks, stage / history.count))
+            replace(history, blocks=con.staged(history.blocks, stage / history.count))
             for history in histories(impressions, searches, earlier)
         ]
         finish = functools.partial(with_lists, packed=packed)
-        _write_days(_staged(con, counts, stage / "counts"), USER_ACTIVITY, fresh, finish)
+        _write_days(con, con.staged(counts, stage / "counts"), USER_ACTIVITY, fresh, finish)
         searched = last_searches(con, searches, settings.activity_cadence_seconds, stage / "ngrams")
-        _write_days(_staged(con, searched, stage / "searches"), USER_SEARCH, fresh)
-        build = Build.of(settings, _horizon(con, impressions, searches))
+        _write_days(con, con.staged(searched, stage / "searches"), USER_SEARCH, fresh)
+        build = Build.of(settings, _horizon(impressions, searches))
         former = build.former(features)
         if former:
             keep_past(con, features, fresh, stage, former.horizon, build)
         build.write(fresh)
 
 
-def _horizon(con: ibis.BaseBackend, impressions: ir.Table, searches: ir.Table) -> datetime:
+def _horizon(impressions: ir.Table, searches: ir.Table) -> datetime:
     """Return the end of the log: the instant after its last event."""
     times = impressions.select("time").union(searches.select("time"))
-    last: datetime = con.to_pyarrow(times.time.max()).as_py()
+    last: datetime = times.time.max().to_pyarrow().as_py()
     return last.replace(tzinfo=UTC) + timedelta(microseconds=1)
 
 
-def _impressions(con: ibis.BaseBackend, events: Path, videos: ir.Table) -> ir.Table:
+def _impressions(con: Engine, events: Path, videos: ir.Table) -> ir.Table:
     """Impressions with the channel, and with the time in UTC but without a time zone: faster to add to."""
     joined = _with_channel(event_files.impressions(con, events), videos)
     return joined.select(
@@ -118,7 +118,7 @@ def _with_channel(rows: ir.Table, videos: ir.Table) -> ir.Table:
     return joined.mutate(channel_id=joined.channel_id.fill_null(PAD_ID))
 
 
-def _searches(con: ibis.BaseBackend, events: Path, impressions: ir.Table) -> ir.Table:
+def _searches(con: Engine, events: Path, impressions: ir.Table) -> ir.Table:
     """Searches with the list of their tokens; no rows when the log has no searches."""
     if not event_files.has(events, SEARCHES):
         none = impressions.filter(ibis.literal(False))
@@ -128,9 +128,7 @@ def _searches(con: ibis.BaseBackend, events: Path, impressions: ir.Table) -> ir.
     return searches.select("user_id", "query", time=time, tokens=tokens)
 
 
-def _earlier_watches(
-    con: ibis.BaseBackend, events: Path, impressions: ir.Table, videos: ir.Table
-) -> ir.Table:
+def _earlier_watches(con: Engine, events: Path, impressions: ir.Table, videos: ir.Table) -> ir.Table:
     """Watches from before the log with their channel; no rows when the log has none.
 
     `time` is from when on a watch is known: its `bound`, or that of an older watch where that is later, for
@@ -147,6 +145,7 @@ def _earlier_watches(
 
 
 def _write_days(
+    con: Engine,
     rows: ir.Table,
     table: Table,
     features: Path,
@@ -162,10 +161,4 @@ def _write_days(
         snapshots = finish(rows.filter(day == date))
         stamp = snapshots.time.cast("timestamp('UTC')")
         stamped = snapshots.mutate(**dict.fromkeys((EVENT_TIMESTAMP, CREATED_TIMESTAMP), stamp))
-        write(stamped, table, partition_of(features, table, date))
-
-
-def _staged(con: ibis.BaseBackend, table: ir.Table, path: Path) -> ir.Table:
-    """Compute a table once, on disk, and read it from there."""
-    table.to_parquet(path, row_group_size=ROW_GROUP_ROWS)
-    return con.read_parquet(path)
+        write(con, stamped, table, partition_of(features, table, date))

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import ibis.expr.types as ir
 
+from watchrank.engine import Engine
 from watchrank.schema import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
 
 ROW_GROUP_ROWS = 8_192
-"""Rows that a Parquet writer or reader holds at once."""
+"""Rows that a Parquet writer or reader holds at once: lists make them long."""
 
 
 def file_of(features: Path, table: Table) -> Path:
@@ -38,9 +39,8 @@ def record_of(features: Path) -> Path:
     return features / "build.json"
 
 
-def write(rows: ir.Table, table: Table, target: Path) -> None:
+def write(con: Engine, rows: ir.Table, table: Table, target: Path) -> None:
     """Write rows of a table sorted by entity, then time: neighbouring lists are alike and compress well."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    ordered = rows.order_by(*table.key, EVENT_TIMESTAMP, CREATED_TIMESTAMP)
-    columns = ordered.select(*table.key, EVENT_TIMESTAMP, CREATED_TIMESTAMP, *table.names)
-    columns.to_parquet(target, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    order = (*table.key, EVENT_TIMESTAMP, CREATED_TIMESTAMP)
+    con.write_parquet(rows.select(*order, *table.names), target, order, group_rows=ROW_GROUP_ROWS)

@@ -6,9 +6,8 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ibis.backends.duckdb import Backend
 
-from watchrank.engine import batches
+from watchrank.engine import Engine
 from watchrank.features.times import epoch_seconds, stamp
 from watchrank.models.text.tokens import query_ids
 
@@ -16,7 +15,7 @@ QUERY_BATCH = 50_000
 """Distinct queries that are read at once."""
 
 
-def last_searches(con: Backend, searches: ir.Table, cadence: int, stage: Path) -> ir.Table:
+def last_searches(con: Engine, searches: ir.Table, cadence: int, stage: Path) -> ir.Table:
     """Return a row for each stamp after a search of a user: of the searches before it, the last.
 
     Args:
@@ -33,16 +32,16 @@ def last_searches(con: Backend, searches: ir.Table, cadence: int, stage: Path) -
     stamped = searches.select("user_id", "query", at=at, time=stamp(at, cadence))
     newest_first = ibis.window(group_by=["user_id", "time"], order_by=[ibis.desc("at"), ibis.desc("query")])
     last = stamped.mutate(place=ibis.row_number().over(newest_first)).filter(lambda rows: rows.place == 0)
-    joined = last.inner_join(con.read_parquet(stage), "query")
+    joined = last.inner_join(con.read_parquet([stage]), "query")
     return joined.select("user_id", "time", "search_ngram_ids", last_search_time=epoch_seconds(joined["at"]))
 
 
-def _write_ngrams(con: Backend, searches: ir.Table, target: Path) -> None:
+def _write_ngrams(con: Engine, searches: ir.Table, target: Path) -> None:
     """Write the n-grams of each query; Python reads texts here as everywhere."""
     schema = pa.schema([("query", pa.string()), ("search_ngram_ids", pa.list_(pa.int64()))])
     queries = searches.select("query").distinct()
     with pq.ParquetWriter(target, schema) as writer:
-        for batch in batches(con, queries, QUERY_BATCH):
+        for batch in con.batches(queries, QUERY_BATCH):
             texts = batch["query"].to_pylist()
             ids = pa.FixedSizeListArray.from_arrays(query_ids(texts).ravel(), query_ids([""]).shape[1])
             columns = [pa.array(texts, pa.string()), ids.cast(pa.list_(pa.int64()))]

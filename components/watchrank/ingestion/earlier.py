@@ -13,9 +13,8 @@ from pathlib import Path
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ibis.backends.duckdb import Backend
 
-from watchrank import engine as engines
+from watchrank.engine import Engine
 from watchrank.errors import InputError
 from watchrank.events import Day, Manifest, TableSummary, file_of, manifest, manifest_path, partition_of
 from watchrank.ingestion.measure import measure_all
@@ -28,13 +27,13 @@ from watchrank.storage import write_json
 class Earlier:
     """The events folder before this run. `manifest` is None where there is none to read."""
 
-    engine: Backend
+    engine: Engine
     events: Path
     source: str
     manifest: Manifest | None
 
     @classmethod
-    def open(cls, engine: Backend, events: Path, source: str) -> "Earlier":
+    def open(cls, engine: Engine, events: Path, source: str) -> "Earlier":
         """Look at the folder, which need not be there, from the point of view of a run on `source`."""
         try:
             return cls(engine=engine, events=events, source=source, manifest=manifest(events))
@@ -50,7 +49,7 @@ class Earlier:
         file = file_of(self.events, staged.table)
         if self._foreign() or columns_of(file) != staged.columns:
             return fresh
-        earlier = engines.read_parquet(self.engine, [file])
+        earlier = self.engine.read_parquet([file])
         return fresh.union(earlier.anti_join(fresh, staged.table.key[0]))
 
     def kept_whole(self, table: Table) -> TableSummary | None:
@@ -121,7 +120,7 @@ class Earlier:
 
     def _measured(self, table: Table, day: str) -> Day:
         file = partition_of(self.events, table, day)
-        return measure_all(engines.read_parquet(self.engine, [file]), columns_of(file))
+        return measure_all(self.engine.read_parquet([file]), columns_of(file))
 
 
 def columns_of(file: Path) -> tuple[str, ...]:

@@ -14,9 +14,8 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ibis.backends.duckdb import Backend
 
-from watchrank import engine as engines
+from watchrank.engine import Engine
 from watchrank.errors import InputError
 from watchrank.ingestion.adapter import PLACE, Feed
 from watchrank.ingestion.values import accepts, typed
@@ -40,16 +39,16 @@ class Batch:
     columns: Columns
     unnest: str | None = None
 
-    def open(self, engine: Backend, origins: Collection[str]) -> ir.Table:
+    def open(self, engine: Engine, origins: Collection[str]) -> ir.Table:
         """Return the rows, only those of the columns `origins` that there are."""
         names = [name for name, _ in self.columns]
         wanted = [name for name in names if name in origins]
         if self.columns[0][1] is not None:
-            table = engines.read_parquet(engine, self.files)
+            table = engine.read_parquet(self.files)
             table = (table.unnest(self.unnest, offset=PLACE) if self.unnest else table).select(*wanted)
             nothing = [name for name, kind in self.columns if name in wanted and kind == pa.null()]
             return table.mutate(**{name: table[name].cast("string") for name in nothing})
-        return engines.read_csv(engine, self.files, len(names), {name: names.index(name) for name in wanted})
+        return engine.read_csv(self.files, len(names), {name: names.index(name) for name in wanted})
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Input:
         fields = self.feed.fields
         return tuple(name for name in self.table.names if name in fields and fields[name].origin in there)
 
-    def rows(self, engine: Backend) -> ir.Table:
+    def rows(self, engine: Engine) -> ir.Table:
         """Return the rows of all files, typed, each column with its unread text (see `values.typed`)."""
         fields = {name: self.feed.fields[name] for name in self.columns}
         origins = {field.origin for field in self.feed.fields.values()}

@@ -5,10 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ibis.backends.duckdb import Backend
-
-from watchrank import engine as engines
 from watchrank.config import EngineSettings, IngestionSettings
+from watchrank.engine import Engine, connect
 from watchrank.errors import InputError
 from watchrank.events import DAILY, Day, Manifest, TableSummary, manifest_path
 from watchrank.ingestion.adapter import Adapter
@@ -43,8 +41,8 @@ def ingest(
         events: the folder to write, new or from an earlier run. Days, users, videos and earlier watches of
             earlier runs that the input no longer has stay.
         settings: what counts as a good row.
-        engine: the engine's memory and threads; it needs disk for the typed log in the system's
-            temporary folder.
+        engine: which engine, its memory and threads; it needs disk for the typed log in its temporary
+            folder.
 
     Raises:
         InputError: the source is unknown, a file is missing or broken, or too many rows are bad. The events
@@ -68,21 +66,21 @@ def _adapter(source: str) -> Adapter:
 
 
 @contextmanager
-def _workplace(settings: EngineSettings, events: Path) -> Iterator[tuple[Backend, Path]]:
-    """Open the engine and a staging folder below the system's temporary one, while the block lasts."""
-    connection = engines.connect(settings, joins_as_written=True)
+def _workplace(settings: EngineSettings, events: Path) -> Iterator[tuple[Engine, Path]]:
+    """Open the engine and a staging folder, while the block lasts."""
+    engine = connect(settings, joins_as_written=True)
     try:
         with (
-            engines.running(f"the events in {events}"),
-            tempfile.TemporaryDirectory(prefix="watchrank-staging-") as folder,
+            engine.running(f"the events in {events}"),
+            tempfile.TemporaryDirectory(prefix="watchrank-staging-", dir=engine.temporary) as folder,
         ):
-            yield connection, Path(folder)
+            yield engine, Path(folder)
     finally:
-        connection.disconnect()
+        engine.disconnect()
 
 
 def _stage(
-    engine: Backend, inputs: Sequence[Input], folder: Path, settings: IngestionSettings, earlier: Earlier
+    engine: Engine, inputs: Sequence[Input], folder: Path, settings: IngestionSettings, earlier: Earlier
 ) -> dict[str, Staged]:
     """Stage all tables: users and videos first, which the others refer to."""
     staged: dict[str, Staged] = {}

@@ -1,13 +1,12 @@
 """Bring staged tables into the events folder: only what changed is written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import ibis.expr.types as ir
-from ibis.backends.duckdb import Backend
 
-from watchrank import engine as engines
+from watchrank.engine import Engine
 from watchrank.events import file_of, partition_of, quarantine_of
 from watchrank.ingestion.earlier import columns_of
 from watchrank.ingestion.measure import measure, measure_all
@@ -19,7 +18,7 @@ from watchrank.storage import atomic_path
 class Publisher:
     """Writes to one events folder; `written` lists what it wrote, relative to the folder."""
 
-    engine: Backend
+    engine: Engine
     events: Path
     written: list[str] = field(default_factory=list)
 
@@ -28,17 +27,17 @@ class Publisher:
         order = sorted(staged.table.key, key=lambda name: name != "timestamp")
         for day in days:
             target = partition_of(self.events, staged.table, day)
-            self._write(staged.rows(day).order_by(*order), target)
+            self._write(staged.rows(day), target, order)
 
     def whole(self, staged: Staged, rows: ir.Table) -> int:
         """Write a table without days if it changed; return its number of rows."""
         target = file_of(self.events, staged.table)
         measured = measure_all(rows, staged.columns)
         same = columns_of(target) == staged.columns and measured == measure_all(
-            engines.read_parquet(self.engine, [target]), staged.columns
+            self.engine.read_parquet([target]), staged.columns
         )
         if not same:
-            self._write(rows.order_by(*staged.table.key), target)
+            self._write(rows, target, staged.table.key)
         return measured.rows
 
     def quarantine(self, staged: Staged) -> dict[str, int]:
@@ -49,13 +48,13 @@ class Publisher:
             return {}
         columns = (*staged.columns, "reason")
         same = columns_of(target) == columns and staged.quarantined == measure(
-            engines.read_parquet(self.engine, [target]), staged.columns, "reason"
+            self.engine.read_parquet([target]), staged.columns, "reason"
         )
         if not same:
-            self._write(staged.bad_rows().order_by("reason", *staged.columns), target)
+            self._write(staged.bad_rows(), target, ("reason", *staged.columns))
         return {reason: group.rows for reason, group in staged.quarantined.items()}
 
-    def _write(self, rows: ir.Table, target: Path) -> None:
+    def _write(self, rows: ir.Table, target: Path, order: Sequence[str]) -> None:
         with atomic_path(target) as fresh:
-            engines.write_parquet(self.engine, rows, fresh)
+            self.engine.write_parquet(rows, fresh, order)
         self.written.append(str(target.relative_to(self.events)))

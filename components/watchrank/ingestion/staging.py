@@ -9,10 +9,9 @@ from pathlib import Path
 
 import ibis
 import ibis.expr.types as ir
-from ibis.backends.duckdb import Backend
 
-from watchrank import engine as engines
 from watchrank.config import IngestionSettings
+from watchrank.engine import Engine
 from watchrank.errors import InputError
 from watchrank.events import DAILY, Day
 from watchrank.ingestion.files import Input, check_text
@@ -29,7 +28,7 @@ BAD = "bad"
 class Staged:
     """A staged table: its columns in the schema's order, its good rows by part, its bad ones by reason."""
 
-    engine: Backend
+    engine: Engine
     table: Table
     columns: tuple[str, ...]
     folder: Path
@@ -52,11 +51,11 @@ class Staged:
         return rows.select(**texts, reason=rows.reason)
 
     def _open(self, part: str) -> ir.Table:
-        return engines.read_parquet(self.engine, (self.folder / f"part={part}").glob("*.parquet"))
+        return self.engine.read_parquet((self.folder / f"part={part}").glob("*.parquet"))
 
 
 def stage(
-    engine: Backend,
+    engine: Engine,
     source: Input,
     folder: Path,
     settings: IngestionSettings,
@@ -69,9 +68,9 @@ def stage(
     """
     table, columns, target = source.table, source.columns, folder / source.table.name
     try:
-        with engines.running(f"the table {table.name} ({source.place})"):
+        with engine.running(f"the table {table.name} ({source.place})"):
             judged = judge(source.rows(engine), table, settings, references)
-            engines.write_partitions(engine, judged.mutate(part=_part(judged, table)), target, "part")
+            engine.write_partitions(judged.mutate(part=_part(judged, table)), target, "part")
     except InputError:
         check_text(source.files)
         raise
@@ -87,8 +86,8 @@ def _part(judged: ir.Table, table: Table) -> ir.Value:
     return judged.reason.isnull().ifelse(part, BAD)
 
 
-def _measured(engine: Backend, table: Table, columns: tuple[str, ...], folder: Path) -> Staged:
-    rows = engines.read_parquet(engine, folder.rglob("*.parquet"), partitioned=True)
+def _measured(engine: Engine, table: Table, columns: tuple[str, ...], folder: Path) -> Staged:
+    rows = engine.read_parquet(folder.rglob("*.parquet"), partitioned=True)
     good = rows.filter(rows.reason.isnull()).mutate(part=rows.part.cast("string"))
     staged = Staged(
         engine=engine,
