@@ -32,7 +32,7 @@ def plan(events: Path, until: str, split: SplitSettings, champion: Path | None) 
         champion: the release that serves, among those that it came from; None starts from nothing.
 
     Raises:
-        InputError: `until` is no day, or the events do not reach it.
+        InputError: `until` is no day, the events do not reach it, or what serves is of a later one.
     """
     last = max(event_files.days(events), default=None)
     try:
@@ -45,6 +45,12 @@ def plan(events: Path, until: str, split: SplitSettings, champion: Path | None) 
         raise InputError(
             f"The events in {events} reach up to {last or 'no day'}, the window of this run up to {day}; "
             "bring in the log of that day first."
+        )
+    served = read_manifest(champion).get("until") if champion and champion.exists() else None
+    if served and served > str(day):
+        raise InputError(
+            f"What serves is of the window up to {served}, this run of the one up to {day}, which would be a "
+            "step back. Leave until empty, or use the rollback pipeline."
         )
     return Plan(split=split.model_copy(update={"until": day}), start=start(champion, day))
 

@@ -1,10 +1,13 @@
 import json
 import threading
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from kfp.dsl import Dataset, Metrics, Model
 
+from watchrank.deployment.model_repository import serving
+from watchrank.events import days
 from watchrank.ingestion import ingest
 from watchrank.lease import take
 from watchrank.workspace import Workspace
@@ -36,21 +39,43 @@ def test_logs_become_answers_of_triton(prepared, triton_venv, repository, tmp_pa
     for page in ("ranking.html", "validation.html"):
         assert "<html" in (reports / page).read_text()
     assert (workspace / "releases" / "000001" / "manifest.json").exists()
-    until = json.loads((workspace / "releases" / "000001" / "manifest.json").read_text())["until"]
-    again = given | {"data": str(workspace / "log"), "until": until}
-    easy = prepared.config.model_copy(
-        update={"gates": prepared.config.gates.model_copy(update={"force": True})}
-    )
-    for _ in range(2):  # trained from nothing again, as what serves is of that very day: the same release
-        reports = run_here(find("retraining"), easy, workspace, again, triton_venv)
-        assert "champion: release 000001" in (reports / "gate.md").read_text()
-        assert [path.name for path in (workspace / "releases").iterdir() if path.name[0] != "."] == ["000001"]
     reports = run_here(find("drift"), prepared.config, workspace, given, triton_venv)
     assert {page.name for page in reports.iterdir()} == {"drift.html", "skew.html"}
     with pytest.raises(PipelineError, match="roll-back"):
         run_here(find("rollback"), prepared.config, workspace, {}, triton_venv)
     reports = run_here(find("rollback"), prepared.config, workspace, {"release": "1"}, triton_venv)
     assert "Release **1** serves. Before it did release 1." in (reports / "summary.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_retraining_starts_from_what_serves_and_makes_nothing_twice(
+    prepared, triton_venv, repository, tmp_path
+):
+    config, workspace = prepared.config, tmp_path / "work"
+    given = {"feature_repo": str(repository / "feature_repo"), "data": str(prepared.place.log)}
+    last = max(days(prepared.place.events))
+
+    def run(name, config=config, **more):
+        return run_here(find(name), config, workspace, given | more, triton_venv)
+
+    def manifest(number):
+        return json.loads((workspace / "releases" / f"{number:06d}" / "manifest.json").read_text())
+
+    windows = config.split.model_copy(update={"until": last - timedelta(days=1)})
+    run("training", config.model_copy(update={"split": windows}))
+    assert manifest(1)["until"] == str(last - timedelta(days=1))
+    gates = config.gates.model_copy(update={"force": True})
+    easy = config.model_copy(update={"gates": gates})
+    for _ in range(2):
+        reports = run("retraining", easy)
+        assert manifest(2)["until"] == str(last)
+        assert manifest(2)["warm_started_from"] == 1
+        assert serving(workspace / "model_repository", "recommend") == 2
+    assert "champion: release 000002" in (reports / "gate.md").read_text()
+    assert not (workspace / "releases" / "000003").exists()
+    with pytest.raises(PipelineError, match="plan"):
+        run("retraining", easy, until=str(last - timedelta(days=1)))
+    assert serving(workspace / "model_repository", "recommend") == 2
 
 
 def test_a_log_without_searches_passes_by_text_matching_and_says_so(prepared, tmp_path, capsys):

@@ -31,8 +31,14 @@ class _Job(Settings):
     @property
     def key(self) -> str:
         """Name the run by its data and settings and by where its model goes."""
+        return hashlib.sha256(f"{self.content} {self.dataset} {self.output}".encode()).hexdigest()[:12]
+
+    @property
+    def content(self) -> str:
+        """Name the run by its data and settings alone, wherever they lie."""
         manifest = self.dataset / "manifest.json"
-        content = self.model_dump_json().encode() + (manifest.read_bytes() if manifest.exists() else b"")
+        content = self.model_dump_json(exclude={"dataset", "output"}).encode()
+        content += manifest.read_bytes() if manifest.exists() else b""
         return hashlib.sha256(content).hexdigest()[:12]
 
 

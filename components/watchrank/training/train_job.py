@@ -21,7 +21,7 @@ def run_train_job(job: TrainingJob, settings: LaunchSettings) -> None:
         InputError: an image or a claim is not set, or dataset or output is not on the workspace's volume.
         JobError: the TrainJob failed or took too long, or Kubernetes refused a call.
     """
-    require_shared(settings, "launch", job.dataset, job.output)
+    require_shared(settings, "launch", job.dataset, job.output, *filter(None, [job.warm_start]))
     run_job(TRAIN_JOB, manifest(job, settings), settings)
 
 

@@ -9,7 +9,7 @@ from kfp.dsl import Dataset
 
 from watchrank.config import Config, SparkSettings
 from watchrank.errors import InputError, JobError
-from watchrank_components import spark
+from watchrank_components import data
 
 LABELS = {"sparkoperator.k8s.io/app-name": "{name}", "spark-role": "driver"}
 
@@ -40,7 +40,7 @@ def ingest(workspace, settings, log, run="training-abc"):
     (workspace / "events" / "manifest.json").write_text('{"rows": 3}')
     events = Dataset(uri=str(workspace / "artifact"))
     config = Config().model_dump(mode="json")
-    spark.ingest_on_spark.python_func(
+    data.ingest.python_func(
         log, "own", str(workspace), config["ingestion"], config["engine"], settings, run, events
     )
     return events
@@ -57,7 +57,7 @@ def test_ingestion_is_submitted_followed_and_its_manifest_handed_on(cluster, set
     assert (spec["type"], spec["mode"], spec["restartPolicy"]) == ("Python", "cluster", {"type": "Never"})
     assert spec["image"] == "registry/watchrank-spark:1"
     assert executor["instances"] == 7
-    assert driver["serviceAccount"] == "spark-operator-spark"
+    assert driver["serviceAccount"] == "watchrank-spark"
     assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == "workspace"
     for pod in (driver, executor):
         assert [mount["mountPath"] for mount in pod["volumeMounts"]] == [str(tmp_path)]
@@ -77,7 +77,7 @@ def test_ingestion_is_submitted_followed_and_its_manifest_handed_on(cluster, set
 def test_features_are_submitted_and_their_folder_handed_on(cluster, settings, tmp_path):
     store = Dataset(uri=str(tmp_path / "artifact"))
     config = Config().model_dump(mode="json")
-    spark.build_features_on_spark.python_func(
+    data.build_features.python_func(
         Dataset(), str(tmp_path), "feature_repo", config["features"], config["engine"], settings, "r", store
     )
     (posted,) = cluster.posted

@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -98,6 +100,26 @@ def test_a_train_job_is_made_followed_with_its_log_and_deleted(cluster, job, set
     assert mounts == [str(settings.workspace_path), "/dev/shm"]
     assert pod["nodeSelector"] == {"pool": "gpu"}
     assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]
+
+
+def test_what_lies_elsewhere_goes_to_the_nodes_and_comes_back_by_the_volume(cluster, job, settings, tmp_path):
+    dataset, output = tmp_path / "artifacts" / "dataset", tmp_path / "artifacts" / "model"
+    dataset.mkdir(parents=True)
+    (dataset / "manifest.json").write_text('{"rows": 3}')
+    elsewhere = job.model_copy(update={"dataset": dataset, "output": output})
+    folder = tmp_path / "workspace" / "training" / elsewhere.content
+    cluster.scripts = [["Running", "Failed"], ["Running", "Complete"]]
+    with pytest.raises(JobError):
+        launch(elsewhere, settings)
+    assert json.loads((folder / "dataset" / "manifest.json").read_text()) == {"rows": 3}
+    assert not output.exists()
+    shutil.copytree(job.output, folder / "model")  # as the nodes leave it
+    assert [epoch.train_loss for epoch in launch(elsewhere, settings)] == [1.5]
+    assert (output / "learning_curve.json").exists()
+    assert not folder.exists()
+    first, second = cluster.posted
+    assert first["metadata"]["name"] == second["metadata"]["name"]
+    assert str(folder / "model") in first["spec"]["trainer"]["args"][-1]
 
 
 def test_the_server_refuses_a_train_job_with_a_wrong_field(cluster, job, settings, monkeypatch):
