@@ -410,6 +410,9 @@ class DeploymentSettings(Settings):
         600, gt=0, description="within which a Triton that follows a release store must serve what it names"
     )
     keep_releases: int = Field(2, ge=1, description="releases that stay loaded; the others are unloaded")
+    max_graph_bytes: int = Field(
+        2**31 - 1, ge=1, le=2**31 - 1, description="a larger ONNX file of a release is refused"
+    )
     admin_key_file: Path | None = Field(
         None, description="file of the key that the server wants for loading and unloading models"
     )
