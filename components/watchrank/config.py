@@ -470,7 +470,7 @@ class KubeflowSettings(Settings):
 
     host: str = Field(
         "http://127.0.0.1:8888",
-        pattern="^https?://",
+        pattern="^https?://[^@]+$",
         description="address of the API: of a port forward, of the service ml-pipeline, or of the gateway",
     )
     namespace: str = Field("", description="the profile's namespace; empty where Kubeflow has one user")

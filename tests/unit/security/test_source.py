@@ -134,7 +134,8 @@ def test_what_is_safe_is_let_through(source):
 def test_no_feature_view_has_a_function_for_feast_to_pickle():
     definitions = (ROOT / "feature_repo" / "definitions.py").read_text(encoding="utf-8")
     assert "FeatureView(" in definitions
-    assert not any(word in definitions for word in ("on_demand", "OnDemand", "stream", "Stream", "transformation"))
+    functions = ("on_demand", "OnDemand", "stream", "Stream", "transformation")
+    assert not any(word in definitions for word in functions)
 
 
 def test_a_test_may_not_be_fooled_by_another_file():
