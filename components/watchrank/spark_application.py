@@ -90,7 +90,7 @@ def _words(options: Mapping[str, Path | str], sections: Mapping[str, Mapping[str
     """Return options and settings as words of the command line."""
     given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     chosen = [
-        f"--set={section}.{key}={json.dumps(value)}"
+        f"--set={section}.{key}={json.dumps(value, ensure_ascii=False)}"  # YAML reads no surrogates
         for section, values in sections.items()
         for key, value in values.items()
     ]
