@@ -440,6 +440,7 @@ class ServingSettings(Settings):
     )
     log_share: float = Field(0, ge=0, le=1, description="share of the users whose requests are logged")
     max_request_bytes: int = Field(100_000, ge=1, description="a longer request is refused")
+    receive_seconds: float = Field(10, gt=0, description="how long a request's body may take to come in")
     max_users: int = Field(100, ge=1, description="users a request")
     requests_per_second: float = Field(
         0, ge=0, description="of each address that asks, with bursts of a second's; 0: no limit"
