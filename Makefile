@@ -5,6 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 TRITON_VENV := .venv-triton
+TOOLS := .venv-tools
 BIN := $(VENV)/bin
 
 CONFIG ?= pipelines/configs/local.yaml
@@ -93,10 +94,33 @@ format: env  ## let ruff lay out the code
 compile: env  ## write the pipelines' YAML for the Kubeflow UI to build/pipelines
 	$(BIN)/watchrank-pipelines compile --output build/pipelines
 
+$(TOOLS)/done: Makefile
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3' 'pip-licenses>=5,<6' 'uv>=0.8'
+	touch $@
+
 .PHONY: lock
-lock: $(VENV)/done  ## write requirements.lock from the environment, without the CUDA packages
-	$(BIN)/python -m pip freeze --exclude-editable --exclude watchrank | grep -vE '^(nvidia-|cuda-|triton==)' \
+lock: $(VENV)/done $(TOOLS)/done  ## write requirements.lock from the environment, without the CUDA packages, and its hashes
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude watchrank --exclude pip --exclude wheel \
+	  | grep -vE '^(nvidia-|cuda-|triton==)' \
 	  | sed -E 's/^(torch==[0-9.]+)\+.*/\1/; /^-e /d; / @ /d' > requirements.lock
+	grep -v '^torch==' requirements.lock | $(TOOLS)/bin/uv pip compile - --quiet --generate-hashes --no-deps --no-header \
+	  --no-annotate --python-version 3.11 --output-file requirements-hashes.lock > /dev/null
+
+.PHONY: verify-lock
+verify-lock: $(TOOLS)/done  ## fetch every locked file but torch's and hold it against its hash; gigabytes
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(TOOLS)/bin/python -m pip download --quiet --no-deps \
+	  --require-hashes --requirement requirements-hashes.lock --dest "$$folder" && echo 'Every file has its hash.'
+
+.PHONY: audit
+audit: $(TOOLS)/done  ## known vulnerabilities of the locked packages; asks a database on the network
+	@$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock || { \
+	  echo 'Not passed: raise the versions named above, or, if a package was not found, run it where pypi.org answers.' >&2; \
+	  exit 1; }
+
+.PHONY: licences
+licences: $(VENV)/done $(TOOLS)/done  ## the licences of the packages in the environment
+	$(TOOLS)/bin/pip-licenses --python=$(BIN)/python --from=mixed --order=license
 
 .PHONY: clean
 clean:  ## remove the workspace and build output

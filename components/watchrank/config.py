@@ -410,6 +410,9 @@ class DeploymentSettings(Settings):
         600, gt=0, description="within which a Triton that follows a release store must serve what it names"
     )
     keep_releases: int = Field(2, ge=1, description="releases that stay loaded; the others are unloaded")
+    max_graph_bytes: int = Field(
+        2**31 - 1, ge=1, le=2**31 - 1, description="a larger ONNX file of a release is refused"
+    )
     admin_key_file: Path | None = Field(
         None, description="file of the key that the server wants for loading and unloading models"
     )
@@ -437,6 +440,7 @@ class ServingSettings(Settings):
     )
     log_share: float = Field(0, ge=0, le=1, description="share of the users whose requests are logged")
     max_request_bytes: int = Field(100_000, ge=1, description="a longer request is refused")
+    receive_seconds: float = Field(10, gt=0, description="how long a request's body may take to come in")
     max_users: int = Field(100, ge=1, description="users a request")
     requests_per_second: float = Field(
         0, ge=0, description="of each address that asks, with bursts of a second's; 0: no limit"
@@ -467,7 +471,7 @@ class KubeflowSettings(Settings):
 
     host: str = Field(
         "http://127.0.0.1:8888",
-        pattern="^https?://",
+        pattern="^https?://[^@]+$",
         description="address of the API: of a port forward, of the service ml-pipeline, or of the gateway",
     )
     namespace: str = Field("", description="the profile's namespace; empty where Kubeflow has one user")

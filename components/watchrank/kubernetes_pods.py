@@ -1,10 +1,25 @@
-"""What the pods of every job have: the workspace's volume, and secrets by reference."""
+"""What the pods of every job have: the workspace's volume, secrets by reference, and no rights beyond.
+
+Source: the level `restricted` of Kubernetes' Pod Security Standards, which the namespace enforces.
+"""
 
 from pathlib import Path
 from typing import Any
 
 from watchrank.config import PodSettings
 from watchrank.errors import InputError
+
+USER = 1_000
+"""Of the images (infra/docker/Dockerfile), and the group that may write to volumes."""
+
+RESTRICTED_POD = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+RESTRICTED_CONTAINER = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def secret_variables(settings: PodSettings) -> list[dict[str, Any]]:

@@ -2,15 +2,21 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from watchrank.errors import DeploymentError, InputError
 from watchrank.storage import atomic_path
 
 MANIFEST = "manifest.json"
+
+LAST = 999_999
+"""The greatest number of a release."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def release_numbers(releases: Path) -> list[int]:
@@ -49,12 +55,40 @@ def read_manifest(release: Path) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads((release / MANIFEST).read_text(encoding="utf-8"))
-        manifest["files"], manifest["release"], manifest["endpoints"]
-    except (OSError, ValueError, KeyError) as error:
+        check_manifest(manifest)
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{release} is no release, its {MANIFEST} cannot be read ({error}); run `watchrank export`."
         ) from None
     return manifest
+
+
+def check_manifest(manifest: Any) -> None:
+    """Check what of a manifest becomes a path: its numbers and the names of endpoints and files.
+
+    Raises:
+        ValueError: one of them is wrong or missing, or leads out of the release.
+    """
+    if not isinstance(manifest, dict):
+        raise ValueError("it holds no JSON object")
+    files, endpoints = manifest.get("files"), manifest.get("endpoints")
+    if not isinstance(files, dict) or not isinstance(endpoints, list):
+        raise ValueError("it lists no files or no endpoints")
+    for number in (manifest.get("release"), manifest.get("warm_started_from") or 1):
+        if type(number) is not int or not 1 <= number <= LAST:
+            raise ValueError(f"it names {number!r}, no number of a release")
+    for name in endpoints:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(f"it names {name!r}, no endpoint")
+    for name in files:
+        if not _is_inside(name):
+            raise ValueError(f"it names {name!r}, no file of a release")
+
+
+def _is_inside(name: str) -> bool:
+    """Return whether a file that a manifest names lies below its release."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and path.as_posix() == name and not {"/", ".."} & {*path.parts}
 
 
 def verify(release: Path) -> dict[str, Any]:

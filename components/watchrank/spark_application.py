@@ -9,7 +9,13 @@ from typing import Any, Literal
 import watchrank
 from watchrank.config import SparkSettings
 from watchrank.kubernetes_jobs import Kind, Status, run_job
-from watchrank.kubernetes_pods import require_shared, secret_variables, workspace_volume
+from watchrank.kubernetes_pods import (
+    RESTRICTED_CONTAINER,
+    RESTRICTED_POD,
+    require_shared,
+    secret_variables,
+    workspace_volume,
+)
 
 Stage = Literal["ingest", "features"]
 
@@ -44,7 +50,12 @@ def run_on_spark(
 def manifest(stage: Stage, words: Sequence[str], settings: SparkSettings, run: str) -> dict[str, Any]:
     """Return the SparkApplication (`kubeflow_spark_api.models.SparkV1beta2SparkApplication`)."""
     volume, mount = workspace_volume(settings)
-    pod = {"volumeMounts": [mount], "env": secret_variables(settings)}
+    pod = {
+        "volumeMounts": [mount],
+        "env": secret_variables(settings),
+        "podSecurityContext": RESTRICTED_POD,
+        "securityContext": RESTRICTED_CONTAINER,
+    }
     key = hashlib.sha256(json.dumps([run, *words]).encode()).hexdigest()[:12]
     return {
         "apiVersion": f"{SPARK_APPLICATION.group}/{SPARK_APPLICATION.version}",
@@ -79,7 +90,7 @@ def _words(options: Mapping[str, Path | str], sections: Mapping[str, Mapping[str
     """Return options and settings as words of the command line."""
     given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     chosen = [
-        f"--set={section}.{key}={json.dumps(value)}"
+        f"--set={section}.{key}={json.dumps(value, ensure_ascii=False)}"  # YAML reads no surrogates
         for section, values in sections.items()
         for key, value in values.items()
     ]

@@ -1,16 +1,24 @@
 """Tell a webhook, such as a chat's, that a run failed."""
 
 import json
+import os
 import urllib.request
 from urllib.parse import urlsplit
 
 from watchrank.errors import InputError, WatchrankError
 
 TIMEOUT_SECONDS = 30
+VARIABLE = "WATCHRANK_WEBHOOK"
+"""Where a pod has an address that is a secret; a parameter is for everyone to read who sees the run."""
 
 
 class WebhookError(WatchrankError):
     """The webhook did not take the message."""
+
+
+def address(given: str) -> str:
+    """Return the address that is told: the given one, or else that of the environment; empty for nobody."""
+    return given or os.environ.get(VARIABLE, "")
 
 
 def post(url: str, text: str, **details: str) -> None:

@@ -76,16 +76,18 @@ def finish(status: PipelineTaskFinalStatus, workspace: str, run: str, webhook: s
         status: how the run ended.
         workspace: of `begin`.
         run: id of this run.
-        webhook: address that takes JSON with a text, such as a chat's; empty tells nobody.
+        webhook: address that takes JSON with a text, such as a chat's. Empty: the one in the environment as
+            WATCHRANK_WEBHOOK, or else nobody is told.
     """
     from pathlib import Path
 
     from watchrank.lease import give_back
-    from watchrank.webhook import post
+    from watchrank.webhook import address, post
 
     give_back(Path(workspace), run)
     print(f"The run {run} ended: {status.state}.")
-    if webhook and status.state not in ("SUCCEEDED", "COMPLETE"):
+    told = address(webhook)
+    if told and status.state not in ("SUCCEEDED", "COMPLETE"):
         name, reason = status.pipeline_job_resource_name, status.error_message or "see its log in Kubeflow"
         text = f"{name} {status.state.lower()}: {reason}"
-        post(webhook, text, run=run, name=name, state=status.state, reason=reason)
+        post(told, text, run=run, name=name, state=status.state, reason=reason)

@@ -1,4 +1,4 @@
-"""Compiled pipelines as they sit on a cluster: images, the workspace's volume, secrets, GPUs for training."""
+"""Compiled pipelines as they sit on a cluster: images, user, workspace, secrets, GPUs for training."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from kfp.kubernetes.common import parse_k8s_parameter_input
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineDeploymentConfig
 
 from watchrank.config import ClusterSettings, PodSettings, TolerationSettings, TrainingPodSettings
+from watchrank.kubernetes_pods import USER
 from watchrank_components.image import IMAGE
 
 _TRAINING = "exec-train-"
@@ -23,7 +24,7 @@ def placed(pipeline: BaseComponent, settings: ClusterSettings) -> list[dict[str,
         settings: laid over every executor, also those of nested pipelines. Secrets go by reference.
 
     Returns:
-        The pipeline specification, and the platform specification if there is something in it.
+        The pipeline specification and the platform specification.
     """
     spec, platform = MessageToDict(pipeline.pipeline_spec), MessageToDict(pipeline.platform_spec)
     configs = _executors(platform)
@@ -41,9 +42,8 @@ def placed(pipeline: BaseComponent, settings: ClusterSettings) -> list[dict[str,
             config.MergeFrom(_training_pod(settings))
             if resources := MessageToDict(_resources(settings)):
                 container["resources"] = container.get("resources", {}) | resources
-        if config.ByteSize():
-            configs[label] = MessageToDict(config)
-    return [spec, platform] if configs or pipeline.platform_spec.platforms else [spec]
+        configs[label] = MessageToDict(config)
+    return [spec, platform]
 
 
 def _executors(platform: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +55,9 @@ def _executors(platform: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pod(settings: PodSettings) -> kubernetes.KubernetesExecutorConfig:
-    config = kubernetes.KubernetesExecutorConfig()
+    """Return what every task's pod has; Kubeflow 2.17 itself drops its capabilities and sets seccomp."""
+    user = kubernetes.SecurityContext(run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+    config = kubernetes.KubernetesExecutorConfig(security_context=user)
     if settings.workspace_claim:
         config.pvc_mount.add(
             mount_path=str(settings.workspace_path),

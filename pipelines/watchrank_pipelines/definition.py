@@ -18,7 +18,10 @@ Settings = Mapping[str, Any]
 _DEFAULTS = sections(Config())
 _MODEL = "The ranker: ranking (watch time alone), share_bottom, omoe or mmoe (several tasks)."
 _GUARD = {
-    "webhook": ("", "Address that is told when a run fails, such as a chat's. Empty: nobody is."),
+    "webhook": (
+        "",
+        "Address that is told when a run fails. Empty: that of the variable WATCHRANK_WEBHOOK, if any.",
+    ),
     "wait_minutes": (60, "How long to wait for another run in the workspace. 0 refuses at once."),
     "lease_hours": (24, "When another run may take the workspace, should this one never end."),
 }

@@ -99,6 +99,9 @@ def ranking_request(seed=0, batch=2, candidates=5):
     }
 
 
+GRAPH = ranking_model(2).SerializeToString()
+
+
 def golden(request, answer):
     return {
         "model": "ranking",
@@ -530,7 +533,7 @@ WRONG_DIMS = CONFIG.replace("dims: [ 50 ]", "dims: [ 49 ]")
 BROKEN_RELEASES = {
     "truncated graph": (
         lambda folder: make_release(folder, 2, 3, cut=200),
-        "taken back.*release 1 serves on",
+        "ranking/model.onnx must not be loaded: it is no ONNX file",
     ),
     "wrong golden answers": (
         lambda folder: make_release(folder, 2, 3, golden_factor=4),
@@ -545,7 +548,7 @@ BROKEN_RELEASES = {
         "taken back.*is no configuration of Triton.*release 1 serves on",
     ),
     "wrong checksum": (lambda folder: damaged(make_release(folder, 2, 3)), "ranking/model.onnx"),
-    "no golden request": (lambda folder: write_release(folder, 2, b"", CONFIG, []), "no golden request"),
+    "no golden request": (lambda folder: write_release(folder, 2, GRAPH, CONFIG, []), "no golden request"),
 }
 
 

@@ -45,9 +45,14 @@ def executors(documents):
 
 
 @pytest.mark.parametrize("pipeline", map(for_kubeflow, PIPELINES), ids=list(PIPELINES))
-def test_default_settings_change_nothing(pipeline, tmp_path):
+def test_default_settings_change_the_user_alone(pipeline, tmp_path):
     compiler.Compiler().compile(pipeline, str(tmp_path / "plain.yaml"))
-    assert placed(pipeline, ClusterSettings()) == [*yaml.safe_load_all((tmp_path / "plain.yaml").read_text())]
+    spec, platform = placed(pipeline, ClusterSettings())
+    (plain, *_) = yaml.safe_load_all((tmp_path / "plain.yaml").read_text())
+    assert spec == plain
+    configs = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    user = {"runAsUser": "1000", "runAsGroup": "1000", "runAsNonRoot": True}
+    assert configs == {label: {"securityContext": user} for label in spec["deploymentSpec"]["executors"]}
 
 
 @pytest.mark.parametrize("pipeline", map(for_kubeflow, PIPELINES), ids=list(PIPELINES))
@@ -65,6 +70,8 @@ def test_every_task_has_the_image_the_workspace_and_the_secrets_by_name(pipeline
         assert secret.secret_name_parameter.runtime_value.constant.string_value == secret.secret_name == "s3"
         assert {pair.secret_key: pair.env_var for pair in secret.key_to_env} == CLUSTER.secrets["s3"]
         assert config.image_pull_policy == "IfNotPresent"
+        user = config.security_context
+        assert (user.run_as_user, user.run_as_group, user.run_as_non_root) == (1000, 1000, True)
         assert not container.env
 
 

@@ -255,12 +255,13 @@ def serve(
 ) -> None:
     """Keep a local Triton up on <workspace>/model_repository until Ctrl-C."""
     from watchrank.deployment.local_server import LocalTriton, Ports
-    from watchrank.deployment.model_repository import endpoints, loaded
+    from watchrank.deployment.model_repository import check, endpoints, loaded
 
     place = Workspace(workspace)
     models = [*endpoints(place.model_repository), *loaded(place.model_repository)]
     if not models:
         raise InputError(f"{place.model_repository} holds no model. Run `make run` first.")
+    check(place.model_repository, [place.releases, place.pulled])
     with LocalTriton(
         venv=triton_venv, repository=place.model_repository, state=place.triton, ports=Ports(), models=models
     ) as server:

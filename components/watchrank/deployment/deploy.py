@@ -23,7 +23,7 @@ from watchrank.config import DeploymentSettings
 from watchrank.deployment import model_repository as store
 from watchrank.deployment.administration import admin_headers
 from watchrank.errors import DeploymentError, InputError
-from watchrank.releases import verify
+from watchrank.graphs import checked
 from watchrank.serving.client import infer_inputs
 from watchrank.storage import locked
 
@@ -55,10 +55,10 @@ def deploy(release: Path, repository: Path, settings: DeploymentSettings, *, swi
 
     Raises:
         InputError: `release` is no release.
-        DeploymentError: the release is damaged, the server cannot be reached, or it does not load the
-            release or answers wrongly; the release is taken back and the one of before serves on.
+        DeploymentError: the release is damaged or must not be loaded, or the server is not there, does not
+            load it or answers wrongly; it is taken back and the one of before serves on.
     """
-    manifest = verify(release)
+    manifest = checked(release, settings.max_graph_bytes)
     golden = _read_golden(release / "golden.json")
     number, endpoints = manifest["release"], manifest["endpoints"]
     with locked(repository), _connected(settings) as server:

@@ -11,6 +11,7 @@ the endpoints; to switch is to replace their configurations. Each folder and fil
 import re
 import shutil
 import tempfile
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -18,12 +19,30 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from watchrank.errors import DeploymentError
 from watchrank.export.triton_config import read_config
-from watchrank.releases import checksum
+from watchrank.graphs import check_graph
+from watchrank.releases import checksum, read_manifest, release_numbers
 from watchrank.storage import atomic_path
 
 CONFIG = "config.pbtxt"
 GRAPH = "model.onnx"
 VERSION = "1"
+
+_RUNNERS = {("", "onnxruntime"), ("ensemble", "")}
+_PARAMETERS = {"intra_op_thread_count"}
+_FIELDS = {
+    "name",
+    "platform",
+    "backend",
+    "max_batch_size",
+    "input",
+    "output",
+    "version_policy",
+    "instance_group",
+    "dynamic_batching",
+    "ensemble_scheduling",
+    "parameters",
+}
+"""What a release's configuration may say. Others load libraries, agents or scripts into the server."""
 
 _NUMBERED = re.compile(r"(?P<model>.+)_(?P<release>\d{6})")
 
@@ -69,6 +88,30 @@ def loaded(repository: Path) -> list[str]:
     return [name for name in names if (repository / name / CONFIG).is_file()]
 
 
+def check(repository: Path, folders: Iterable[Path]) -> None:
+    """Check the graphs that a server starts with, and that they are those of their releases.
+
+    Args:
+        repository: the model repository.
+        folders: folders of releases; a release that is in none of them is not compared.
+
+    Raises:
+        DeploymentError: a graph must not be loaded, or is not the one of its release.
+    """
+    known = [folder / f"{number:06d}" for folder in folders for number in release_numbers(folder)]
+    for number in releases(repository):
+        manifests = [read_manifest(release)["files"] for release in known if int(release.name) == number]
+        for name in models_of(repository, number):
+            graph = repository / name / VERSION / GRAPH
+            if graph.is_file():
+                check_graph(graph)
+                expected = {files.get(f"{name[:-7]}/{GRAPH}") for files in manifests}
+                if expected and checksum(graph) not in expected:
+                    raise DeploymentError(
+                        f"{graph} is not the graph of its release; remove {repository} and deploy again."
+                    )
+
+
 def publish(folder: Path, release: int, repository: Path) -> None:
     """Write the models of a release under its number; no server takes them up before it is told to.
 
@@ -82,6 +125,8 @@ def publish(folder: Path, release: int, repository: Path) -> None:
         OSError: a file cannot be read or the repository cannot be written.
     """
     configs = {path.parent.name: _read(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
+    for model, config in configs.items():
+        _check_config(folder / model / CONFIG, config, configs)
     for model in sorted(configs, key=lambda model: configs[model].platform == "ensemble"):
         config, name = configs[model], name_of(model, release)
         config.name = name
@@ -146,6 +191,19 @@ def _read(path: Path) -> ModelConfig:
         return read_config(path.read_text(encoding="utf-8"))
     except text_format.ParseError as error:
         raise DeploymentError(f"{path} is no configuration of Triton: {error}; export it again.") from None
+
+
+def _check_config(path: Path, config: ModelConfig, models: Container[str]) -> None:
+    """Refuse a configuration that asks the server for more than to run the release's graphs."""
+    asked = {field.name for field, _ in config.ListFields()} - _FIELDS | {*config.parameters} - _PARAMETERS
+    steps = config.ensemble_scheduling.step
+    if (config.platform, config.backend) not in _RUNNERS:
+        asked.add(f"the backend {config.backend or config.platform!r}")
+    asked |= {step.model_name for step in steps if step.model_name not in models}
+    if asked:
+        raise DeploymentError(
+            f"{path} must not be loaded: it asks for {min(asked)}, which no release does; export it again."
+        )
 
 
 def _check_same(there: Path, config: ModelConfig, graph: Path) -> None:

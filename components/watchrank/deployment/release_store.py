@@ -21,7 +21,7 @@ from pyarrow.fs import FileSelector
 
 from watchrank.errors import DeploymentError, InputError
 from watchrank.object_storage import CHUNK, connect, usable
-from watchrank.releases import MANIFEST, checksum, read_manifest, verify
+from watchrank.releases import LAST, MANIFEST, check_manifest, checksum, read_manifest, verify
 from watchrank.storage import atomic_path, locked, write_json
 
 POINTER = "serving.json"
@@ -116,16 +116,13 @@ class ReleaseStore:
         manifest = self._get(name)
         if manifest is None:
             raise InputError(f"{self.url} holds no release {number}. There are: {self.numbers() or 'none'}.")
-        files, endpoints = manifest.get("files"), manifest.get("endpoints")
-        if (
-            manifest.get("release") != number
-            or not isinstance(files, dict)
-            or not isinstance(endpoints, list)
-        ):
-            raise DeploymentError(f"{self.url}/{name} is no manifest of release {number}; {_REPAIR}.")
-        outside = [file for file in files if not _is_inside(file)]
-        if outside:
-            raise DeploymentError(f"{self.url}/{name} names {outside[0]!r}, no file of a release; {_REPAIR}.")
+        try:
+            check_manifest(manifest)
+            if manifest["release"] != number:
+                raise ValueError(f"it is that of {manifest['release']}")
+        except ValueError as error:
+            wrong = f"{self.url}/{name} is no manifest of release {number}: {error}"
+            raise DeploymentError(f"{wrong}; {_REPAIR}.") from None
         return manifest
 
     def serving(self) -> int | None:
@@ -134,7 +131,7 @@ class ReleaseStore:
         if pointer is None:
             return None
         number = pointer.get("release")
-        if type(number) is not int or number < 1:
+        if type(number) is not int or not 1 <= number <= LAST:
             raise DeploymentError(f"{self.url}/{POINTER} names no release; name one with `watchrank push`.")
         return number
 
@@ -228,12 +225,6 @@ class ReleaseStore:
 
 def _path(number: int, name: str) -> str:
     return f"releases/{number:06d}/{name}"
-
-
-def _is_inside(name: str) -> bool:
-    """Return whether a file that a manifest names lies below its release."""
-    path = PurePosixPath(name)
-    return bool(path.parts) and path.as_posix() == name and not {"/", ".."} & {*path.parts}
 
 
 def _is_whole(release: Path) -> bool:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from watchrank.datasets.batches import RankingBatches
 from watchrank.datasets.ranking import RankingDataset, Split
 from watchrank.errors import DeploymentError, InputError
-from watchrank.releases import verify
+from watchrank.graphs import checked
 from watchrank.schema import SCORE, WEIGHT
 
 GRAPH = "ranking/model.onnx"
@@ -43,7 +43,7 @@ def ask_champion(release: Path, data: RankingDataset) -> Champion:
     """
     tasks: frozenset[str] = frozenset()
     try:
-        manifest = verify(release)
+        manifest = checked(release)
         session = _session(release / GRAPH)
         outputs = [output.name for output in session.get_outputs()]
         tasks = frozenset(outputs) - {SCORE.name}

@@ -23,10 +23,11 @@ from watchrank.export.index import EXCLUDED, WATCHED
 from watchrank.export.onnx import export_onnx, save_graph
 from watchrank.export.parity import Parity, check_parity, edge_cases
 from watchrank.export.triton_config import triton_config
+from watchrank.graphs import checked
 from watchrank.models.candidate_generation import CandidateModel
 from watchrank.models.ranking import RankingModel, ServedRanking, served_outputs, weight_inputs
 from watchrank.models.text.tokens import as_search
-from watchrank.releases import MANIFEST, checksums, find_release, next_release, read_manifest
+from watchrank.releases import MANIFEST, checksums, find_release, next_release
 from watchrank.schema import (
     CANDIDATE_INPUTS,
     EXCLUDED_VIDEO_IDS,
@@ -184,8 +185,12 @@ def refresh_release(release: Path, store: "FeatureStore", releases: Path, settin
         store: gives the features of the videos.
         releases: folder of all releases.
         settings: of the export.
+
+    Raises:
+        InputError: `release` is no release.
+        DeploymentError: it is damaged, or must not be loaded.
     """
-    manifest = read_manifest(release)
+    manifest = checked(release)
     golden = json.loads((release / "golden.json").read_text(encoding="utf-8"))
     with locked(releases), next_release(releases) as (number, fresh):
         shutil.copytree(release, fresh, dirs_exist_ok=True)

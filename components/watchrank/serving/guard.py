@@ -1,5 +1,6 @@
 """What stands before the routes: a caller's token, the rate of requests, the length of a request."""
 
+import asyncio
 import hmac
 import math
 import time
@@ -31,12 +32,13 @@ class Guard:
     """ASGI middleware that refuses what needs no look at the request's meaning.
 
     401 for a wrong token, 429 above the rate, 414 for a long address, 415 for a body that is no JSON, 413 for
-    a long one.
+    a long one, 408 for one that comes too slowly.
     """
 
     def __init__(self, app: ASGIApp, settings: ServingSettings, token: bytes | None) -> None:
         """Wrap `app`; anyone may ask when `token` is None."""
-        self._app, self._longest, self._token = app, settings.max_request_bytes, token
+        self._app, self._token = app, token
+        self._longest, self._seconds = settings.max_request_bytes, settings.receive_seconds
         self._buckets = Buckets(settings.requests_per_second) if settings.requests_per_second else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,15 +50,21 @@ class Guard:
         refusal = self._refuse_caller(scope, headers) or _refuse_form(scope, headers)
         body = b""
         if refusal is None:
-            read = await read_body(receive, headers, self._longest)
-            if read is None:
-                refusal = _refuse(413, f"The request is longer than {self._longest:,} bytes; send less.")
-            else:
-                body = read
+            body, refusal = await self._read(receive, headers)
         if refusal is None:
             await self._app(scope, _again(body, receive), send)
         else:
             await refusal(scope, receive, send)
+
+    async def _read(self, receive: Receive, headers: Headers) -> tuple[bytes, JSONResponse | None]:
+        try:
+            body = await asyncio.wait_for(read_body(receive, headers, self._longest), self._seconds)
+        except TimeoutError:
+            sentence = f"The request did not come in within {self._seconds:g} s; send it faster."
+            return b"", _refuse(408, sentence, {"Connection": "close"})
+        if body is None:
+            return b"", _refuse(413, f"The request is longer than {self._longest:,} bytes; send less.")
+        return body, None
 
     def _refuse_caller(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         path = scope["path"]

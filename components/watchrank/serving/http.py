@@ -157,6 +157,7 @@ class Refusal(BaseModel):
 
 REFUSALS: dict[int | str, dict[str, object]] = {
     401: {"model": Refusal, "description": "The token is missing or wrong"},
+    408: {"model": Refusal, "description": "The request came in too slowly"},
     413: {"model": Refusal, "description": "The request is too long"},
     414: {"model": Refusal, "description": "The address is too long"},
     415: {"model": Refusal, "description": "The body is not said to be JSON"},

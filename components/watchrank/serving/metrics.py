@@ -20,6 +20,7 @@ OUTCOMES = {
     401: "unauthorised",
     404: "not_found",
     405: "not_found",
+    408: "too_slow",
     413: "too_large",
     414: "too_large",
     415: "bad_input",

@@ -12,6 +12,7 @@ from watchrank.evaluation.page import BLUE, ORANGE, svg
 from watchrank.export.golden import recommend_requests
 from watchrank.export.recommend import ReleaseGraphs
 from watchrank.export.rerank import directions_of
+from watchrank.graphs import checked
 from watchrank.releases import release_numbers
 from watchrank.schema import EXPECTED_WATCH_TIME, PAD_ID
 from watchrank.studies.runs import Runs, Study
@@ -35,6 +36,7 @@ def diversity(runs: Runs) -> Study:
     if not numbers:
         raise InputError(f"{place.releases} holds no release to ask. Run `watchrank export`.")
     release = place.releases / f"{numbers[-1]:06d}"
+    checked(release)
     graphs, vectors = ReleaseGraphs(release, threads=0), _Vectors(release)
     requests = recommend_requests(RankingDataset.open(place.dataset), graphs.inputs("recommend"), REQUESTS)
     requests["k"] = np.full_like(requests["k"], K)

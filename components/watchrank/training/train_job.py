@@ -7,7 +7,13 @@ from typing import Any
 
 from watchrank.config import LaunchSettings, TolerationSettings
 from watchrank.kubernetes_jobs import Kind, Status, run_job
-from watchrank.kubernetes_pods import require_shared, secret_variables, workspace_volume
+from watchrank.kubernetes_pods import (
+    RESTRICTED_CONTAINER,
+    RESTRICTED_POD,
+    require_shared,
+    secret_variables,
+    workspace_volume,
+)
 from watchrank.training.jobs import TrainingJob
 
 _NODE = "node"
@@ -61,12 +67,15 @@ def _resources(settings: LaunchSettings) -> dict[str, dict[str, str]]:
 def _pod(settings: LaunchSettings) -> dict[str, Any]:
     """Return what is laid over the runtime's pods."""
     volume, mount = workspace_volume(settings)
-    volumes, mounts = [volume], [mount]
+    volumes: list[dict[str, Any]] = [volume, {"name": "tmp", "emptyDir": {}}]
+    mounts: list[dict[str, Any]] = [mount, {"name": "tmp", "mountPath": "/tmp"}]
     if settings.shared_memory:
         memory = {"medium": "Memory", "sizeLimit": settings.shared_memory}
         volumes.append({"name": "shm", "emptyDir": memory})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
-    pod: dict[str, Any] = {"volumes": volumes, "containers": [{"name": _NODE, "volumeMounts": mounts}]}
+    locked = {**RESTRICTED_CONTAINER, "readOnlyRootFilesystem": True}
+    node = {"name": _NODE, "volumeMounts": mounts, "securityContext": locked}
+    pod: dict[str, Any] = {"volumes": volumes, "containers": [node], "securityContext": RESTRICTED_POD}
     if settings.node_selector:
         pod["nodeSelector"] = settings.node_selector
     if settings.tolerations:

@@ -95,9 +95,12 @@ def test_a_train_job_is_made_followed_with_its_log_and_deleted(cluster, job, set
     (node,) = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = node["template"]["spec"]["template"]["spec"]
     assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "workspace"
-    assert pod["volumes"][1]["emptyDir"] == {"medium": "Memory", "sizeLimit": "4Gi"}
+    assert pod["volumes"][1:] == [
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "4Gi"}},
+    ]
     mounts = [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]]
-    assert mounts == [str(settings.workspace_path), "/dev/shm"]
+    assert mounts == [str(settings.workspace_path), "/tmp", "/dev/shm"]
     assert pod["nodeSelector"] == {"pool": "gpu"}
     assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
