@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from watchrank.errors import DeploymentError, InputError
-from watchrank.storage import atomic_path
+from watchrank.storage import atomic_path, clear_killed
 
 MANIFEST = "manifest.json"
 
@@ -25,6 +25,7 @@ def next_release(releases: Path) -> Iterator[tuple[int, Path]]:
     Only one process at a time makes a release: the caller holds the lock of the folder (`storage.locked`).
     """
     number = max(release_numbers(releases), default=0) + 1
+    clear_killed(releases / f"{number:06d}")
     with atomic_path(releases / f"{number:06d}") as fresh:
         fresh.mkdir()
         yield number, fresh
@@ -34,8 +35,8 @@ def find_release(releases: Path, parts: Mapping[str, Any]) -> Path | None:
     """Return the newest release that is whole and was made of exactly these parts, or None."""
     for number in reversed(release_numbers(releases)):
         release = releases / f"{number:06d}"
-        if read_manifest(release).get("made_of") == parts:
-            with suppress(DeploymentError):
+        with suppress(InputError, DeploymentError):
+            if read_manifest(release).get("made_of") == parts:
                 verify(release)
                 return release
     return None
@@ -50,7 +51,7 @@ def read_manifest(release: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((release / MANIFEST).read_text(encoding="utf-8"))
         manifest["files"], manifest["release"], manifest["endpoints"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{release} is no release, its {MANIFEST} cannot be read ({error}); run `watchrank export`."
         ) from None

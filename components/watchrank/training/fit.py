@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -239,8 +240,8 @@ class Fit:
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "schedules": [schedule.state_dict() for schedule in self.schedules],
             }
-            with atomic_path(self.checkpoint) as fresh:
-                torch.save(values, fresh)
+            with atomic_path(self.checkpoint) as fresh, fresh.open("wb") as file:
+                torch.save(values, file)
         distributed.wait()
 
     def _collect(self) -> None:
@@ -252,6 +253,9 @@ class Fit:
 
     def _resume(self) -> None:
         if not self.checkpoint.exists():
+            return
+        if not zipfile.is_zipfile(self.checkpoint):
+            logger.warning("The checkpoint %s is damaged: it is not used.", self.checkpoint)
             return
         values = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         if values["key"] != self.key:
