@@ -126,6 +126,11 @@ def runner(make_runner: Callable[[], Runner]) -> Runner:
 
 
 @pytest.fixture(scope="session")
+def second_runner(make_runner: Callable[[], Runner]) -> Runner:
+    return make_runner()
+
+
+@pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration for a log of a few thousand impressions."""
     file = tmp_path_factory.mktemp("settings") / "small.yaml"
@@ -213,19 +218,19 @@ def kills(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="session")
-def reading(make_runner: Callable[[], Runner]) -> Callable[[Path], AbstractContextManager[None]]:
+def reading(second_runner: Runner) -> Callable[[Path], AbstractContextManager[None]]:
     """Return a context manager in which another process reads a workspace all the time.
 
     At the end nothing that it read was broken.
     """
-    runner = make_runner()
 
     @contextmanager
     def read(workspace: Path) -> Iterator[None]:
         arguments = ["reader.py", str(workspace)]
         program = f"import sys\nsys.argv = {arguments!r}\nexec({(HERE / 'reader.py').read_text()!r})"
-        run = runner.start(program)
-        while not run.stdout:
+        run = second_runner.start(program)
+        deadline = time.monotonic() + 60
+        while not run.stdout and time.monotonic() < deadline:
             time.sleep(0.01)
         try:
             yield

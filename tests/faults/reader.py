@@ -44,7 +44,7 @@ def read_state(folder: Path) -> None:
     if (folder / "registry.db").exists():
         Registry().ParseFromString((folder / "registry.db").read_bytes())
     if (folder / "online.db").exists():
-        with closing(sqlite3.connect(f"file:{folder}/online.db?mode=ro", uri=True, timeout=30)) as store:
+        with closing(sqlite3.connect(f"file:{folder}/online.db?mode=rw", uri=True, timeout=30)) as store:
             assert store.execute("PRAGMA quick_check").fetchone() == ("ok",)
 
 

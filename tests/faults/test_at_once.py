@@ -30,7 +30,7 @@ def test_of_two_runs_at_once_one_waits(
     stage: str,
     built: Workspace,
     runner: Runner,
-    make_runner: Callable[[], Runner],
+    second_runner: Runner,
     watchrank: Callable[..., str],
     tmp_path: Path,
 ) -> None:
@@ -38,7 +38,7 @@ def test_of_two_runs_at_once_one_waits(
     for part in found:
         shutil.copytree(built.root / part, tmp_path / Path(part).name)
     program = watchrank(command, tmp_path)
-    runs = [each.start(program) for each in (runner, make_runner())]
+    runs = [each.start(program) for each in (runner, second_runner)]
     assert [run.wait() for run in runs] == [0, 0], "".join(run.stderr for run in runs)
     assert any("Waiting for another process" in " ".join(run.stderr.split()) for run in runs)
     for output in OUTPUTS[stage]:

@@ -1,7 +1,5 @@
 """SIGKILL at random moments of deploying and rolling back: callers are answered by one whole release."""
 
-from collections.abc import Callable
-
 import pytest
 
 from watchrank.deployment import model_repository
@@ -59,13 +57,11 @@ def test_a_killed_rollback_leaves_a_whole_release_and_ends_as_an_uninterrupted_o
     assert {*answered} == {1, 2}
 
 
-def test_of_two_deployments_at_once_one_waits(
-    served: Served, runner: Runner, make_runner: Callable[[], Runner]
-) -> None:
+def test_of_two_deployments_at_once_one_waits(served: Served, runner: Runner, second_runner: Runner) -> None:
     programs = [served.program("deploy", "--release", number) for number in (1, 2)]
     runner.end(programs[0])
     with served.asking():
-        runs = [each.start(program) for each, program in zip((runner, make_runner()), programs, strict=True)]
+        runs = [each.start(program) for each, program in zip((runner, second_runner), programs, strict=True)]
         assert [run.wait() for run in runs] == [0, 0], "".join(run.stderr for run in runs)
     assert served.serves() == model_repository.serving(served.place.model_repository, "recommend")
     assert model_repository.releases(served.place.model_repository) == [1, 2]

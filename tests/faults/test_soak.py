@@ -9,7 +9,6 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -91,11 +90,10 @@ def ask(url: str, until: float, seed: int) -> tuple[int, list[str]]:
 
 def test_a_soak_leaves_memory_as_it_is_and_fails_no_request(
     served: Served,
-    make_runner: Callable[[], Runner],
+    runner: Runner,
     request: pytest.FixtureRequest,
 ) -> None:
     seconds, port = 60 * request.config.getoption("--soak-minutes"), Ports.free().http
-    runner = make_runner()
     runner.end(served.program("deploy", "--release", 1))
     program = served.program(
         "serve-http",
