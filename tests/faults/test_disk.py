@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from watchrank.errors import StorageError
+from watchrank.training.folders import read_model, write_model
 from watchrank.workspace import Workspace
 
 from .conftest import Run, Runner
@@ -19,7 +22,7 @@ from .test_killed import STAGES
 
 pytestmark = pytest.mark.faults
 
-SPARE = 48 * 1024
+SPARE = 12 * 1024
 """Bytes that are left on the full disk."""
 
 
@@ -99,6 +102,15 @@ def test_a_stage_that_cannot_write_says_so_and_changes_nothing(
     for output in OUTPUTS[stage]:
         assert contents(disk.folder / output) == contents(built.root / output)
     assert left_behind(disk.folder) == []
+
+
+def test_a_model_that_does_not_fit_on_the_disk_is_told(disk: Disk) -> None:
+    model = disk.folder / "model"
+    write_model(model, {"weight": torch.zeros(10)}, {}, [])
+    disk.fill(SPARE)
+    with pytest.raises(StorageError, match=r"^Cannot write .*/model: .*[Ss]pace"):
+        write_model(model, {"weight": torch.zeros(100_000)}, {}, [])
+    assert read_model(model)[1]["weight"].shape == (10,)
 
 
 @pytest.mark.parametrize("stage", OUTPUTS)

@@ -240,8 +240,8 @@ class Fit:
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "schedules": [schedule.state_dict() for schedule in self.schedules],
             }
-            with atomic_path(self.checkpoint) as fresh, fresh.open("wb") as file:
-                torch.save(values, file)
+            with atomic_path(self.checkpoint) as fresh:
+                _write(values, fresh)
         distributed.wait()
 
     def _collect(self) -> None:
@@ -271,6 +271,17 @@ class Fit:
         for schedule, found in zip(self.schedules, values["schedules"], strict=True):
             schedule.load_state_dict(found)
         logger.info("Resumed at epoch %d, step %d.", self.state.epoch, self.state.step)
+
+
+def _write(values: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint; what the operating system says is not hidden by what torch says of it."""
+    try:
+        with path.open("wb") as file:
+            torch.save(values, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
