@@ -27,7 +27,7 @@ from watchrank.workspace import Workspace
 def read_tables(folder: Path) -> None:
     for file in folder.rglob("*.parquet"):
         if not any(part.startswith(".") for part in file.relative_to(folder).parts):
-            pq.read_table(file, partitioning=None)
+            pq.ParquetFile(file).read()  # opens it once: another one may take its place
 
 
 def read_events(folder: Path) -> None:

@@ -134,6 +134,7 @@ CUT = {
     "search_dataset/train/query.npy": ("text", "query.npy.*build the dataset again"),
     "model/weights.safetensors": ("export", "Cannot read the model .*Train it again"),
     "model/config.json": ("export", "Cannot read the model .*Train it again"),
+    "feature_store/online.db": ("dataset", "The local online store cannot be used: .*delete its online.db"),
     "feature_store/registry.db": ("dataset", "The registry .*registry.db is damaged; delete it"),
 }
 
