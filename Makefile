@@ -15,6 +15,8 @@ STUDY ?=
 SEEDS ?=
 WORKSPACE ?= work/$(if $(DATA),$(SOURCE),simulated)
 SET ?=
+KILLS ?= 20
+MINUTES ?= 30
 
 ARGUMENTS = --workspace $(WORKSPACE) --config $(CONFIG) $(if $(DATA),--data $(DATA) --source $(SOURCE)) $(foreach setting,$(SET),--set $(setting))
 
@@ -46,11 +48,15 @@ serve: env  ## keep Triton up on the last release and say how to query it
 
 .PHONY: test
 test: env  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not faults'
 
 .PHONY: test-slow
 test-slow: env  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+.PHONY: test-faults
+test-faults: env  ## KILLS=20 of every stage, full disks, runs at once, a soak of MINUTES=30; about two hours
+	$(BIN)/python -m pytest -m faults --kills $(KILLS) --soak-minutes $(MINUTES) -rP
 
 .PHONY: study
 study: env  ## compare variants over seeds, after `make run`: STUDY=hidden|inputs|objective|weighting|depth|example_age|tied|diversity; alone: multi_task SEEDS=50

@@ -16,6 +16,12 @@ import pytest
 from watchrank.config import Config
 from watchrank.workspace import Workspace
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=2, help="of each stage, in tests/faults")
+    parser.addoption("--soak-minutes", type=float, default=0.5, help="of mixed load, in tests/faults")
+
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 

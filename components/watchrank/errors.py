@@ -13,6 +13,10 @@ class InputError(WatchrankError, ValueError):
     exit_code = 2
 
 
+class StorageError(WatchrankError, OSError):
+    """The disk is full, or a place cannot be written; what was there before is as it was."""
+
+
 class AbsentError(InputError):
     """The log lacks what an optional stage needs; the other stages do without."""
 

@@ -140,8 +140,11 @@ def quarantine_of(events: Path, table: Table) -> Path:
 
 
 def _daily(engine: Engine, events: Path, table: Table) -> ir.Table:
-    files = [partition_of(events, table, day) for day in days(events, table)]
-    if not files:
+    summary = manifest(events).tables.get(table.name)
+    if not summary:
         raise InputError(f"The events in {events} have no {table.name}; ingest a source that has them.")
+    if not all(day.checksum for day in summary.days.values()):
+        raise InputError(f"An ingestion into {events} has not ended; wait for it or run `watchrank ingest`.")
+    files = [partition_of(events, table, day) for day in sorted(summary.days)]
     rows = engine.read_parquet(files, partitioned=True)
     return rows.select(*(name for name in table.names if name in rows.columns), "date")

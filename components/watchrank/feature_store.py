@@ -9,6 +9,7 @@ import io
 import os
 import re
 import runpy
+import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from watchrank.config import EngineSettings
 from watchrank.engine import connect
-from watchrank.errors import InputError
+from watchrank.errors import InputError, StorageError
 from watchrank.features.files import record_of
 from watchrank.schema import (
     CREATED_TIMESTAMP,
@@ -73,6 +74,7 @@ def open_store(feature_repo: Path, features: Path, state: Path) -> FeatureStore:
     Raises:
         InputError: one of the two folders lacks its files, an environment variable of the file is not set, or
             its registry does not answer.
+        StorageError: the local online store is damaged or cannot be written.
     """
     file = feature_repo if feature_repo.is_file() else feature_repo / "feature_store.yaml"
     for needed, remedy in (
@@ -88,7 +90,8 @@ def open_store(feature_repo: Path, features: Path, state: Path) -> FeatureStore:
         _check_variables(file)
         definitions = runpy.run_path(str(file.parent / "definitions.py"))
         kinds = (Entity, FeatureView, FeatureService)
-        return _applied(file, [value for value in definitions.values() if isinstance(value, kinds)])
+        with _sqlite_explained():
+            return _applied(file, [value for value in definitions.values() if isinstance(value, kinds)])
 
 
 def historical_features(
@@ -120,8 +123,11 @@ def materialise(store: FeatureStore, until: datetime) -> None:
     Rows created later, by a backfill, do not count: this is what `historical_features` answers for `until`.
 
     Entities of which nothing is known by then keep what they have online.
+
+    Raises:
+        StorageError: the local online store cannot be written.
     """
-    with _bounded_engine(), contextlib.redirect_stdout(io.StringIO()):
+    with _bounded_engine(), _sqlite_explained(), contextlib.redirect_stdout(io.StringIO()):
         store.materialize(datetime.fromtimestamp(0, UTC), until)
 
 
@@ -247,6 +253,17 @@ def _check_variables(file: Path) -> None:
     for name in re.findall(r"\$\{(\w+)\}", text):
         if name not in os.environ:
             raise InputError(f"{file} needs the environment variable {name}, which is not set; set it.")
+
+
+@contextlib.contextmanager
+def _sqlite_explained() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise StorageError(
+            f"The local online store cannot be used: {error}. Free disk space or let it be written; if it is "
+            "damaged, delete its online.db and run `watchrank features`."
+        ) from None
 
 
 @contextlib.contextmanager

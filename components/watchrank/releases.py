@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from watchrank.errors import DeploymentError, InputError
-from watchrank.storage import atomic_path
+from watchrank.storage import atomic_path, clear_killed
 
 MANIFEST = "manifest.json"
 
@@ -31,6 +31,7 @@ def next_release(releases: Path) -> Iterator[tuple[int, Path]]:
     Only one process at a time makes a release: the caller holds the lock of the folder (`storage.locked`).
     """
     number = max(release_numbers(releases), default=0) + 1
+    clear_killed(releases / f"{number:06d}")
     with atomic_path(releases / f"{number:06d}") as fresh:
         fresh.mkdir()
         yield number, fresh
@@ -40,8 +41,8 @@ def find_release(releases: Path, parts: Mapping[str, Any]) -> Path | None:
     """Return the newest release that is whole and was made of exactly these parts, or None."""
     for number in reversed(release_numbers(releases)):
         release = releases / f"{number:06d}"
-        if read_manifest(release).get("made_of") == parts:
-            with suppress(DeploymentError):
+        with suppress(InputError, DeploymentError):
+            if read_manifest(release).get("made_of") == parts:
                 verify(release)
                 return release
     return None

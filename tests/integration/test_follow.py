@@ -225,6 +225,32 @@ def test_a_damaged_release_is_refused(follower, store):
     assert follower.pulled_releases() == {"000001"}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"tolerance": 1, "requests": [{}]}',
+        '{"tolerance": 1, "requests": [{"model": "multiply", "inputs": {"other": [[1]]}, "outputs": {}}]}',
+        '{"tolerance": 1, "requests": [{"model": "multiply", "inputs": {"number": [["a"]]}, "outputs": {}}]}',
+        '{"tolerance": 1, "requests": [{"model": "other", "inputs": {}, "outputs": {}}]}',
+    ],
+)
+def test_a_release_with_broken_golden_requests_is_refused(follower, store, tmp_path, content):
+    follower.follow_once(store)
+    folder = make_release(tmp_path / "broken", 3)
+    (folder / "golden.json").write_text(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["golden.json"] = checksums(folder)["golden.json"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    store.push(folder)
+    store.serve(3)
+    with pytest.raises(DeploymentError, match=r"golden.json cannot be read|Release 3 was taken back"):
+        follower.follow_once(store)
+    assert follower.answer() == 1
+
+
 def test_a_release_that_answers_wrongly_is_refused(follower, store, tmp_path):
     follower.follow_once(store)
     store.push(make_release(tmp_path / "wrong", 3, golden=4))

@@ -147,9 +147,11 @@ def test_what_is_there_and_whole_is_not_fetched_again(store, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(ReleaseStore, "_fetch", None)
         assert store.pull(7, tmp_path / "pulled") == pulled
-    (pulled / "ranking" / "model.onnx").write_bytes(b"damaged")
-    store.pull(7, tmp_path / "pulled")
-    assert (pulled / "ranking" / "model.onnx").read_bytes() == b"weights"
+    for damaged in (pulled / "ranking" / "model.onnx", pulled / "manifest.json"):
+        damaged.write_bytes(b"damaged")
+        store.pull(7, tmp_path / "pulled")
+        assert (pulled / "ranking" / "model.onnx").read_bytes() == b"weights"
+        assert store.pull(7, tmp_path / "pulled") == pulled
 
 
 @pytest.mark.parametrize("damage", ["bytes changed", "cut", "missing"])

@@ -44,7 +44,7 @@ from watchrank.schema import (
     VIDEO_PROFILE,
     Table,
 )
-from watchrank.storage import atomic_path, write_json
+from watchrank.storage import atomic_path, write_json, writing
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -132,6 +132,7 @@ def build_candidate_dataset(
         con = connect(EngineSettings())
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))
+        stack.enter_context(writing(output))
         fresh = stack.enter_context(atomic_path(output))
         watches = choose_examples(_watches(con, events, settings, limits), settings.max_a_user)
         if watches.empty:

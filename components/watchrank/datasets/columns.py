@@ -8,6 +8,8 @@ from typing import BinaryIO, Self
 
 import numpy as np
 
+from watchrank.errors import InputError
+
 Columns = dict[str, np.ndarray]
 
 
@@ -65,5 +67,16 @@ class ColumnWriter:
 
 
 def read_columns(folder: Path) -> Columns:
-    """Map every column of a folder into memory, as plain arrays: a slice of a `numpy.memmap` costs more."""
-    return {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in sorted(folder.glob("*.npy"))}
+    """Map every column of a folder into memory, as plain arrays: a slice of a `numpy.memmap` costs more.
+
+    Raises:
+        InputError: a column is damaged.
+    """
+    return {path.stem: _mapped(path) for path in sorted(folder.glob("*.npy"))}
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read the column {path}: {error}; build the dataset again.") from None

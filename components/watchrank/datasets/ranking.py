@@ -41,7 +41,7 @@ from watchrank.schema import (
     Tensor,
     text_id,
 )
-from watchrank.storage import atomic_path, write_json
+from watchrank.storage import atomic_path, write_json, writing
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -124,6 +124,7 @@ def build_ranking_dataset(events: Path, store: "FeatureStore", output: Path, spl
         con = connect(EngineSettings())
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))
+        stack.enter_context(writing(output))
         fresh = stack.enter_context(atomic_path(output))
         impressions = event_files.impressions(con, events)
         splits = {

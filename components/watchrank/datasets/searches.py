@@ -35,7 +35,7 @@ from watchrank.features.text import text_ids
 from watchrank.models.text.tokens import ngram_ids
 from watchrank.models.text.two_towers import QUERY, TITLE
 from watchrank.schema import PAD_ID, SEARCH_NGRAMS, SEARCH_WORDS, SEARCHES
-from watchrank.storage import atomic_path, write_json
+from watchrank.storage import atomic_path, write_json, writing
 
 READ_ROWS = 20_000
 """Texts, or examples, that are held at once."""
@@ -102,6 +102,7 @@ def build_search_dataset(events: Path, output: Path, settings: TextSettings, spl
         con = connect(EngineSettings())
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))
+        stack.enter_context(writing(output))
         fresh = stack.enter_context(atomic_path(output))
         size = (settings.max_words, settings.max_ngrams)
         limits = window(event_files.days(events), split)

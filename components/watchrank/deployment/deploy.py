@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpc
 import tritonclient.http as http
+from pydantic import BaseModel
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from watchrank.config import DeploymentSettings
@@ -29,6 +30,21 @@ from watchrank.storage import locked
 
 _SMALLEST = 1e-3
 """Below this many seconds differences count as absolute."""
+
+
+class GoldenRequest(BaseModel):
+    """What a model is asked, and what it must answer: nested lists by the names of the tensors."""
+
+    model: str
+    inputs: dict[str, list[Any]]
+    outputs: dict[str, list[Any]]
+
+
+class Golden(BaseModel):
+    """A release's golden.json: answers may differ by the relative `tolerance`."""
+
+    tolerance: float
+    requests: list[GoldenRequest]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +64,7 @@ def deploy(release: Path, repository: Path, settings: DeploymentSettings, *, swi
 
     Args:
         release: folder with manifest.json ({"release", "endpoints", "files": {path: sha256}}), golden.json
-            ({"tolerance", "requests": [{"model", "inputs", "outputs"}]}, nested lists), one folder a model.
+            (`Golden`), one folder a model.
         repository: the model repository that the server reads.
         settings: where the server listens, and how many releases to keep.
         switch: False only loads and tests the release; callers reach it under its numbered names.
@@ -75,7 +91,7 @@ def deploy(release: Path, repository: Path, settings: DeploymentSettings, *, swi
                 _ask(server, golden, {endpoint: endpoint for endpoint in endpoints})
                 _close(server, repository, set(store.endpoints(repository)) - set(endpoints))
         removed = _retire(server, repository, endpoints, settings.keep_releases)
-    return Deployed(release=number, serves=switch, requests=len(golden["requests"]), removed=removed)
+    return Deployed(release=number, serves=switch, requests=len(golden.requests), removed=removed)
 
 
 def serving(endpoints: Iterable[str], settings: DeploymentSettings) -> int | None:
@@ -176,9 +192,13 @@ def _drop(server: "_Server", repository: Path, number: int) -> None:
     store.remove(repository, number)
 
 
-def _read_golden(path: Path) -> dict[str, Any]:
-    golden: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if not golden["requests"]:
+def _read_golden(path: Path) -> Golden:
+    try:
+        golden = Golden.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DeploymentError(f"{path} cannot be read ({reason}); export the release again.") from None
+    if not golden.requests:
         raise DeploymentError(f"{path} holds no golden request to test the server with; export it again.")
     return golden
 
@@ -244,35 +264,40 @@ class _Server:
             time.sleep(0.02)
 
 
-def _smoke_test(server: _Server, number: int, golden: dict[str, Any]) -> None:
+def _smoke_test(server: _Server, number: int, golden: Golden) -> None:
     """Send a release by its number the golden requests; see that the metrics count them."""
-    names = {request["model"]: store.name_of(request["model"], number) for request in golden["requests"]}
+    names = {request.model: store.name_of(request.model, number) for request in golden.requests}
     counted = {model: server.count(name) for model, name in names.items()}
     _ask(server, golden, names)
     for model, name in names.items():
-        requests = sum(request["model"] == model for request in golden["requests"])
+        requests = sum(request.model == model for request in golden.requests)
         server.wait_for_count(name, counted[model] + 2 * requests)
 
 
-def _ask(server: _Server, golden: dict[str, Any], names: Mapping[str, str]) -> None:
+def _ask(server: _Server, golden: Golden, names: Mapping[str, str]) -> None:
     """Send the golden requests to the models of these names, over gRPC and HTTP, and compare the answers."""
     seconds = server.settings.timeout_seconds
     with http.InferenceServerClient(
         server.settings.http_url, connection_timeout=seconds, network_timeout=seconds
     ) as web:
-        for request in golden["requests"]:
-            name = names[request["model"]]
+        for request in golden.requests:
+            name = names[request.model]
             metadata = server.client.get_model_metadata(name, client_timeout=seconds)
             dtypes = {tensor.name: triton_to_np_dtype(tensor.datatype) for tensor in metadata.inputs}
-            arrays = {key: np.array(values, dtypes[key]) for key, values in request["inputs"].items()}
+            try:
+                arrays = {key: np.array(values, dtypes[key]) for key, values in request.inputs.items()}
+            except (KeyError, ValueError, TypeError) as error:
+                raise DeploymentError(
+                    f"a golden request does not fit the inputs of {name} ({error})"
+                ) from None
             over_grpc = server.client.infer(
                 name, infer_inputs(grpc.InferInput, arrays), client_timeout=seconds
             )
             over_http = web.infer(name, infer_inputs(http.InferInput, arrays))
-            for output, expected in request["outputs"].items():
+            for output, expected in request.outputs.items():
                 for way, answer in (("gRPC", over_grpc), ("HTTP", over_http)):
                     what = f"{name}'s {output} over {way}"
-                    _compare(what, answer.as_numpy(output), expected, golden["tolerance"])
+                    _compare(what, answer.as_numpy(output), expected, golden.tolerance)
 
 
 def _compare(what: str, answer: np.ndarray | None, expected: list[Any], tolerance: float) -> None:

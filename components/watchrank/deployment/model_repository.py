@@ -21,7 +21,7 @@ from watchrank.errors import DeploymentError
 from watchrank.export.triton_config import read_config
 from watchrank.graphs import check_graph
 from watchrank.releases import checksum, read_manifest, release_numbers
-from watchrank.storage import atomic_path
+from watchrank.storage import atomic_path, clear_killed
 
 CONFIG = "config.pbtxt"
 GRAPH = "model.onnx"
@@ -115,6 +115,8 @@ def check(repository: Path, folders: Iterable[Path]) -> None:
 def publish(folder: Path, release: int, repository: Path) -> None:
     """Write the models of a release under its number; no server takes them up before it is told to.
 
+    Only one process at a time publishes: the caller holds the lock of the repository (`storage.locked`).
+
     Args:
         folder: of the release: one folder a model, with `config.pbtxt` and, but for ensembles, `model.onnx`.
         release: its number.
@@ -124,6 +126,7 @@ def publish(folder: Path, release: int, repository: Path) -> None:
         DeploymentError: a configuration cannot be read, or another release of this number is there.
         OSError: a file cannot be read or the repository cannot be written.
     """
+    clear_killed(repository)
     configs = {path.parent.name: _read(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
     for model, config in configs.items():
         _check_config(folder / model / CONFIG, config, configs)

@@ -86,11 +86,12 @@ class ReleaseStore:
         manifest = self.manifest(number)
         target = releases / f"{number:06d}"
         with locked(releases):
-            if (target / MANIFEST).exists() and read_manifest(target) != manifest:
-                raise DeploymentError(
-                    f"{target} is another release than {number} of {self.url}; take another folder."
-                )
-            if not _is_whole(target):
+            if _is_whole(target):
+                if read_manifest(target) != manifest:
+                    raise DeploymentError(
+                        f"{target} is another release than {number} of {self.url}; take another folder."
+                    )
+            else:
                 with atomic_path(target) as fresh:
                     for name, expected in manifest["files"].items():
                         self._fetch(number, name, expected, fresh / name)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 import watchrank
 from watchrank.config import Settings
+from watchrank.errors import InputError
 from watchrank.releases import checksum, read_manifest, release_numbers
 from watchrank.training.folders import CONFIG, WEIGHTS
 
@@ -76,9 +78,9 @@ def started_from(models: Mapping[str, Path], releases: Path) -> int | None:
     configs = {name: json.loads((folder / CONFIG).read_text()) for name, folder in models.items()}
     started = {(_kept(name), config.get("started_from")) for name, config in configs.items()}
     for number in release_numbers(releases):
-        files = read_manifest(releases / f"{number:06d}")["files"]
-        if started & files.items():
-            return number
+        with suppress(InputError):  # a damaged one is none
+            if started & read_manifest(releases / f"{number:06d}")["files"].items():
+                return number
     return None
 
 

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import ibis
 import ibis.expr.types as ir
@@ -43,7 +42,7 @@ from watchrank.schema import (
     VIDEOS,
     Table,
 )
-from watchrank.storage import atomic_path
+from watchrank.storage import atomic_path, writing
 
 
 def build_features(events: Path, features: Path, settings: FeatureSettings, engine: EngineSettings) -> None:
@@ -61,9 +60,11 @@ def build_features(events: Path, features: Path, settings: FeatureSettings, engi
         con = connect(engine)
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))
+        stack.enter_context(writing(features))
         fresh = stack.enter_context(atomic_path(features))
+        stage = fresh.with_name("stage")
         fresh.mkdir()
-        stage = Path(stack.enter_context(TemporaryDirectory(prefix=".stage.", dir=features.parent)))
+        stage.mkdir()
         users, videos = event_files.users(con, events), event_files.videos(con, events)
         impressions = _impressions(con, events, videos)
         searches = _searches(con, events, impressions)

@@ -19,7 +19,7 @@ from watchrank.ingestion.publishing import Publisher
 from watchrank.ingestion.rules import References
 from watchrank.ingestion.staging import Staged, stage
 from watchrank.schema import EARLIER_WATCHES, SEARCHES, SOURCE_TABLES, USERS, VIDEOS
-from watchrank.storage import write_json
+from watchrank.storage import write_json, writing
 
 SOURCES: dict[str, Adapter] = {"own": OWN, "kuairand": KUAIRAND, "movielens": MOVIELENS}
 
@@ -34,6 +34,8 @@ def ingest(
     data: Path, source: str, events: Path, settings: IngestionSettings, engine: EngineSettings
 ) -> IngestionReport:
     """Bring the log in `data` into `events` (see `watchrank.events`); only what changed is written.
+
+    A second ingestion into the folder waits for this one.
 
     Args:
         data: the folder that holds the log's files.
@@ -52,7 +54,7 @@ def ingest(
     if events.exists() and not events.is_dir():
         raise InputError(f"The path {events} is a file; give a folder for the events.")
     inputs = [inspect(data, table, adapter.get(table.name)) for table in SOURCE_TABLES]
-    with _workplace(engine, events) as (connection, folder):
+    with writing(events), _workplace(engine, events) as (connection, folder):
         earlier = Earlier.open(connection, events, source)
         staged = _stage(connection, [found for found in inputs if found], folder, settings, earlier)
         kept = {table.name: earlier.kept_days(table, staged.get(table.name)) for table in DAILY}

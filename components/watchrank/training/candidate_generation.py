@@ -127,7 +127,7 @@ def train_candidates(
         raise InputError("candidate_training.loss is two_level, which cannot be served; set another.")
     data = CandidateDataset.open(dataset)
     checkpoint = output.parent / f"{output.name}.checkpoint"
-    with distributed.process_group(device_of(training).type):
+    with distributed.process_group(device_of(training).type), distributed.holding(output):
         task, curve = fit_candidates(data, settings, training, checkpoint, warm_start)
         if distributed.share().process == 0:
             save_model(task.model, output, settings, data, curve, warm_start)

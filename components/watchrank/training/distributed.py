@@ -7,12 +7,14 @@ torchrun --nproc-per-node 2 --no-python watchrank train --workspace <folder on a
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from watchrank.datasets.batches import Share
+from watchrank.storage import writing
 
 
 @contextlib.contextmanager
@@ -37,6 +39,14 @@ def process_group(kind: str) -> Iterator[None]:
 def share() -> Share:
     """Return which of how many processes this is."""
     return Share(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Share()
+
+
+@contextlib.contextmanager
+def holding(output: Path) -> Iterator[None]:
+    """Hold the output of a training for all its processes; wait while another training writes it."""
+    with writing(output) if share().process == 0 else contextlib.nullcontext():
+        wait()
+        yield
 
 
 def total(values: list[float], device: torch.device) -> list[float]:

@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -240,7 +241,7 @@ class Fit:
                 "schedules": [schedule.state_dict() for schedule in self.schedules],
             }
             with atomic_path(self.checkpoint) as fresh:
-                torch.save(values, fresh)
+                _write(values, fresh)
         distributed.wait()
 
     def _collect(self) -> None:
@@ -252,6 +253,9 @@ class Fit:
 
     def _resume(self) -> None:
         if not self.checkpoint.exists():
+            return
+        if not zipfile.is_zipfile(self.checkpoint):
+            logger.warning("The checkpoint %s is damaged: it is not used.", self.checkpoint)
             return
         values = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         if values["key"] != self.key:
@@ -267,6 +271,17 @@ class Fit:
         for schedule, found in zip(self.schedules, values["schedules"], strict=True):
             schedule.load_state_dict(found)
         logger.info("Resumed at epoch %d, step %d.", self.state.epoch, self.state.step)
+
+
+def _write(values: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint; what the operating system says is not hidden by what torch says of it."""
+    try:
+        with path.open("wb") as file:
+            torch.save(values, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

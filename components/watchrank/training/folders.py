@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from watchrank.errors import InputError
+from watchrank.errors import InputError, StorageError
 from watchrank.storage import atomic_path, write_json
 from watchrank.training.fit import Epoch
 
@@ -17,10 +17,17 @@ CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 
 
 def write_model(output: Path, weights: dict[str, Tensor], config: dict[str, Any], curve: list[Epoch]) -> None:
-    """Write a model folder atomically."""
+    """Write a model folder atomically.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     with atomic_path(output) as fresh:
         fresh.mkdir()
-        save_file({name: value.contiguous().cpu() for name, value in weights.items()}, fresh / WEIGHTS)
+        try:
+            save_file({name: value.contiguous().cpu() for name, value in weights.items()}, fresh / WEIGHTS)
+        except SafetensorError as error:
+            raise StorageError(f"Cannot write the model {output}: {error}; free disk space.") from None
         write_json(fresh / CONFIG, config)
         write_json(fresh / "learning_curve.json", [asdict(line) for line in curve])
 

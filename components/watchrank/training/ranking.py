@@ -58,7 +58,7 @@ def train_ranking(
     data = RankingDataset.open(dataset)
     learned_from = origin(data.manifest["splits"]["train"]["until"], warm_start)
     checkpoint = output.parent / f"{output.name}.checkpoint"
-    with distributed.process_group(device_of(training).type):
+    with distributed.process_group(device_of(training).type), distributed.holding(output):
         torch.manual_seed(training.seed)
         model = new_model(data, ranking)
         if training.task_weighting == "uncertainty":

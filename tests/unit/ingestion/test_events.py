@@ -79,3 +79,14 @@ def test_folder_without_a_manifest(tmp_path, content, said):
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(InputError, match=rf"{said}.*watchrank ingest"):
         reading.days(tmp_path)
+
+
+def test_events_that_an_ingestion_was_killed_on_are_not_read(engine, events):
+    file = reading.manifest_path(events)
+    manifest = reading.manifest(events)
+    tables = {
+        name: summary.without_checksums(list(summary.days)[:1]) for name, summary in manifest.tables.items()
+    }
+    file.write_text(manifest.model_copy(update={"tables": tables}).model_dump_json())
+    with pytest.raises(InputError, match=f"^An ingestion into {events} has not ended; wait for it or run"):
+        reading.impressions(engine, events)

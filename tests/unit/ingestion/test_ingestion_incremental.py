@@ -51,7 +51,7 @@ def test_first_run_writes_everything_and_nothing_else(first, files_in):
     tables = {"users.parquet", "videos.parquet", DAY_5, DAY_6, "quarantine/impressions/part.parquet"}
     assert set(report.written) == tables
     assert set(files_in(events)) == {*tables, MANIFEST}
-    assert {path.name for path in events.parent.iterdir()} == {"data", "events"}
+    assert {path.name for path in events.parent.iterdir()} == {"data", "events", ".events.lock"}
 
 
 def test_second_run_on_the_same_input_touches_no_file(data, events, run, files_in):
@@ -169,7 +169,7 @@ def test_failing_run_leaves_earlier_outputs_as_they_were(log, data, events, run,
     with pytest.raises(InputError):
         run(log.write(data), events, max_quarantine_share=0.5)
     assert files_in(events) == before
-    assert [path.name for path in events.parent.iterdir()] == ["events"]
+    assert {path.name for path in events.parent.iterdir()} == {"events", ".events.lock"}
 
 
 def test_new_column_rewrites_the_days_that_gain_it(log, data, events, run, rows_of):
