@@ -74,6 +74,12 @@ class IngestionSettings(Settings):
     max_quarantine_share: float = Field(
         0.05, ge=0, le=1, description="above this share of bad rows the run stops"
     )
+    max_quarantine_share_a_day: float = Field(
+        0.5, ge=0, le=1, description="above this share of a day's bad rows the run stops"
+    )
+    max_user_rows_a_day: int = Field(
+        5_000, ge=1, description="a user with more impressions, or searches, in a day is no person"
+    )
 
 
 class ValidationSettings(Settings):
@@ -85,6 +91,13 @@ class ValidationSettings(Settings):
     )
     min_click_rate: float = Field(0.001, ge=0, le=1)
     max_click_rate: float = Field(0.95, ge=0, le=1)
+    max_user_share: float = Field(0.2, gt=0, le=1, description="of a day's rows, those of its busiest user")
+    max_new_share: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="of a day's rows, those of users, or videos, that no day before has; from the 8th day on",
+    )
     batch_rows: int = Field(2_000_000, ge=1, description="rows validated at once; bounds memory")
 
 

@@ -7,6 +7,7 @@ import ibis
 import ibis.expr.types as ir
 
 from watchrank.config import IngestionSettings
+from watchrank.events import DAILY
 from watchrank.ingestion.values import TIMESTAMP, UNREAD
 from watchrank.schema import IMPRESSIONS, SEARCHES, Table
 
@@ -42,9 +43,13 @@ def judge(
     """
     columns = [name for name in table.names if name in rows.columns]
     rules = _column_rules(rows, table, columns)
+    if table in DAILY:
+        rows = _count_events(rows, settings.max_user_rows_a_day)
     if references:
         rows = _refer(rows, references, "clicked_video_id" if table is SEARCHES else "video_id")
         rules += [*_time_rules(rows, settings), *_reference_rules(rows)]
+    if table in DAILY:
+        rules.append((rows.robot, "too many events of the user in a day"))
     if table is IMPRESSIONS:
         rules += _watch_rules(rows, settings)
     rows = rows.mutate(reason=ibis.cases(*rules))
@@ -89,6 +94,15 @@ def _refer(rows: ir.Table, references: References, video_id: str) -> ir.Table:
 
 def _reference_rules(rows: ir.Table) -> list[Rule]:
     return [(rows.known_user.isnull(), "unknown user"), (rows.unknown_video, "unknown video")]
+
+
+def _count_events(rows: ir.Table, most: int) -> ir.Table:
+    """Add `robot`: whether the user has more rows than that on the row's day."""
+    day = rows.timestamp.date()
+    counted = rows.group_by(robot_id=rows.user_id, robot_day=day).agg(events=rows.count())
+    robots = counted.filter(counted.events > most)
+    joined = rows.left_join(robots, [rows.user_id == robots.robot_id, day == robots.robot_day])
+    return joined.mutate(robot=joined.robot_id.notnull())
 
 
 def _watch_rules(rows: ir.Table, settings: IngestionSettings) -> list[Rule]:
