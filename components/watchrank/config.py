@@ -674,6 +674,10 @@ def read_yaml(text: str) -> Any:
         return yaml.load(text, _UniqueKeys)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{error.problem}{where}") from None
     except NO_YAML as error:
         raise ValueError(" ".join(str(error).split())) from None
 

@@ -44,7 +44,7 @@ def judge(
     columns = [name for name in table.names if name in rows.columns]
     rules = _column_rules(rows, table, columns)
     if table in DAILY:
-        rows = _count_events(rows, settings.max_user_rows_a_day)
+        rows = _find_robots(rows, settings.max_user_rows_a_day)
     if references:
         rows = _refer(rows, references, "clicked_video_id" if table is SEARCHES else "video_id")
         rules += [*_time_rules(rows, settings), *_reference_rules(rows)]
@@ -96,13 +96,12 @@ def _reference_rules(rows: ir.Table) -> list[Rule]:
     return [(rows.known_user.isnull(), "unknown user"), (rows.unknown_video, "unknown video")]
 
 
-def _count_events(rows: ir.Table, most: int) -> ir.Table:
-    """Add `robot`: whether the user has more rows than that on the row's day."""
-    day = rows.timestamp.date()
-    counted = rows.group_by(robot_id=rows.user_id, robot_day=day).agg(events=rows.count())
-    robots = counted.filter(counted.events > most)
-    joined = rows.left_join(robots, [rows.user_id == robots.robot_id, day == robots.robot_day])
-    return joined.mutate(robot=joined.robot_id.notnull())
+def _find_robots(rows: ir.Table, most: int) -> ir.Table:
+    """Add `robot`: true where the user has more rows than that on the row's day, else NULL."""
+    rows = rows.mutate(day=rows.timestamp.date())
+    counted = rows.group_by("user_id", "day").agg(rows=rows.count())
+    robots = counted.filter(counted.rows > most).select("user_id", "day", robot=True)
+    return rows.left_join(robots, ["user_id", "day"])
 
 
 def _watch_rules(rows: ir.Table, settings: IngestionSettings) -> list[Rule]:

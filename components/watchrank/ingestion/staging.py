@@ -90,9 +90,9 @@ def stage(
     if not any(target.rglob("*.parquet")):
         raise InputError(f"The table {table.name} ({source.place}) holds no rows; export it again.")
     staged = _measured(engine, table, columns, target)
-    _check_share(staged, source, settings.max_quarantine_share)
-    if table in DAILY:
+    if table in DAILY and staged.parts:
         _check_days(staged, source, settings.max_quarantine_share_a_day)
+    _check_share(staged, source, settings.max_quarantine_share)
     return staged
 
 
