@@ -74,6 +74,12 @@ class IngestionSettings(Settings):
     max_quarantine_share: float = Field(
         0.05, ge=0, le=1, description="above this share of bad rows the run stops"
     )
+    max_quarantine_share_a_day: float = Field(
+        0.5, ge=0, le=1, description="above this share of a day's bad rows the run stops"
+    )
+    max_user_rows_a_day: int = Field(
+        5_000, ge=1, description="a user with more impressions, or searches, in a day is no person"
+    )
 
 
 class ValidationSettings(Settings):
@@ -85,6 +91,13 @@ class ValidationSettings(Settings):
     )
     min_click_rate: float = Field(0.001, ge=0, le=1)
     max_click_rate: float = Field(0.95, ge=0, le=1)
+    max_user_share: float = Field(0.2, gt=0, le=1, description="of a day's rows, those of its busiest user")
+    max_new_share: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="of a day's rows, those of users, or videos, that no day before has; from the 8th day on",
+    )
     batch_rows: int = Field(2_000_000, ge=1, description="rows validated at once; bounds memory")
 
 
@@ -610,7 +623,7 @@ class Config(Settings):
         Raises:
             InputError: the file is missing or no YAML mapping, a key is unknown or a value is wrong.
         """
-        values = _read_yaml(path) if path else {}
+        values = _read_file(path) if path else {}
         for override in overrides or []:
             _lay_over(values, override)
         return parse(cls, values, str(path or "the settings"))
@@ -618,24 +631,66 @@ class Config(Settings):
 
 S = TypeVar("S", bound=Settings)
 
+SHOWN_FAULTS = 5
+
+NO_YAML = (
+    yaml.YAMLError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What PyYAML raises on a text: its own error, or what a tagged value or a 13th month made Python raise."""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which YAML would drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"the key {twice[0]!r} is there twice")
+        return super().construct_mapping(node, deep)
+
 
 def parse(kind: type[S], values: Any, where: str) -> S:
     """Build settings of `kind` from plain values; name the key, the fault and the place in one sentence."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(
+        faults = [
             f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}" for fault in error.errors()
-        )
-        raise InputError(f"Wrong setting in {where}: {faults}. `watchrank settings` lists all.") from None
+        ]
+        more = [f"and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
+        told = " ".join("; ".join([*faults[:SHOWN_FAULTS], *more]).split())
+        raise InputError(f"Wrong setting in {where}: {told}. `watchrank settings` lists all.") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(text: str) -> Any:
+    """Return the plain values of a YAML text.
+
+    Raises:
+        ValueError: it is no YAML, or a value is not what it is said to be; the text is one line.
+    """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"Cannot read the configuration {path}: {reason}. Give a YAML file.") from None
+        return yaml.load(text, _UniqueKeys)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{error.problem}{where}") from None
+    except NO_YAML as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read the configuration {path}: {error}. Give a YAML file.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -651,8 +706,10 @@ def _lay_over(values: dict[str, Any], override: str) -> None:
     if not (equals and dot and section and key):
         raise InputError(f"Cannot read the override {override!r}. Write section.key=value.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"The value of the override {override!r} is no YAML. Quote it.") from None
+        value = read_yaml(text)
+    except ValueError as error:
+        raise InputError(
+            f"Cannot read the override {override!r}: {error}. Write section.key=value, the value as YAML."
+        ) from None
     block = values.get(section)
     values[section] = {**(block if isinstance(block, dict) else {}), key: value}

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from kfp.dsl.base_component import BaseComponent
 
-from watchrank.config import Config
+from watchrank.config import Config, read_yaml
 from watchrank.errors import InputError
 
 _TYPES = {"Integer": (int,), "Float": (int, float), "Boolean": (bool,), "Dict": (dict,), "List": (list,)}
@@ -45,8 +44,8 @@ def _typed(name: str, text: str, kind: str) -> Any:
     if kind == "String":
         return text
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text)
+    except ValueError:
         value = None
     if type(value) not in _TYPES[kind]:
         raise InputError(f"The parameter {name} is {text!r}, which is no {kind}. Give it as YAML reads it.")

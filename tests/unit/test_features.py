@@ -1,3 +1,4 @@
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -434,12 +435,29 @@ def test_search_tokens(engine, query, tokens):
     ].to_pylist() == [tokens]
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.none() | st.text(max_size=40), min_size=1, max_size=30))
+SIGN = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003134f]"
+MIXED = st.text("aΣİ 猫ねﾊ한\u3000\U00020000\0", max_size=8)
+TEXTS = st.lists(st.none() | st.text(max_size=40) | MIXED, min_size=1)
+ANY_TEXT = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+@ANY_TEXT
+@given(TEXTS)
 def test_text_ids_in_the_engine_are_the_schemas(engine, texts):
     table = ibis.memtable(pa.table({"text": pa.array(texts, pa.string())}))
     found = engine.backend.to_pyarrow(table.select(id=text_ids(table.text)))["id"].to_pylist()
     assert found == [text_id(text) for text in texts]
+
+
+@ANY_TEXT
+@given(TEXTS)
+def test_any_search_is_its_words_and_then_its_signs(engine, texts):
+    table = ibis.memtable(pa.table({"text": pa.array(texts, pa.string())}))
+    split = table.select(lower=table.text.lower(), tokens=search_tokens(table.text))
+    for row in engine.backend.to_pyarrow(split).to_pylist():
+        lower = row["lower"] or ""
+        signs = [sign for sign in lower if re.fullmatch(SIGN, sign)]
+        assert (row["tokens"] or []) == [*re.sub(SIGN, " ", lower).split(), *signs]
 
 
 def test_the_last_search_before_each_stamp_is_kept_by_its_ngrams(make_features, shown):

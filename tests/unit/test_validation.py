@@ -43,7 +43,7 @@ ABSENT = [
     "videos.category",
 ]
 COLUMNS = "user_id, video_id, timestamp, clicked, watch_seconds, position"
-SETTINGS = ValidationSettings(min_rows_a_day=4, max_volume_change=5)
+SETTINGS = ValidationSettings(min_rows_a_day=4, max_volume_change=5, max_user_share=0.5)
 
 ID = pa.int64()
 TIME = pa.timestamp("us", "UTC")
@@ -418,6 +418,9 @@ def test_the_report_says_what_was_looked_at(log: Log, tmp_path: Path) -> None:
         "rows": 15,
         "volume_ratio": 1.5,
         "click_rate": 0.2,
+        "busiest_user_share": pytest.approx(1 / 3),
+        "new_users_share": None,
+        "new_videos_share": None,
         "unknown_users": 0,
         "unknown_videos": 0,
         "days_since_previous": 1,
@@ -590,13 +593,21 @@ def test_every_rule_of_the_schema_is_in_the_suite(table: Table) -> None:
 
 def test_the_bounds_of_a_day_are_the_settings() -> None:
     settings = ValidationSettings(
-        min_rows_a_day=7, max_volume_change=4, min_click_rate=0.1, max_click_rate=0.3
+        min_rows_a_day=7,
+        max_volume_change=4,
+        min_click_rate=0.1,
+        max_click_rate=0.3,
+        max_user_share=0.4,
+        max_new_share=0.8,
     )
 
     assert _rules(days_suite(settings)) == [
         ("ExpectColumnValuesToBeBetween", "rows", 7),
         ("ExpectColumnValuesToBeBetween", "volume_ratio", 0.25, 4),
         ("ExpectColumnValuesToBeBetween", "click_rate", 0.1, 0.3),
+        ("ExpectColumnValuesToBeBetween", "busiest_user_share", 0.4),
+        ("ExpectColumnValuesToBeBetween", "new_users_share", 0.8),
+        ("ExpectColumnValuesToBeBetween", "new_videos_share", 0.8),
         ("ExpectColumnValuesToBeBetween", "days_since_previous", 1),
     ]
 

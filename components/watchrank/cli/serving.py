@@ -347,8 +347,10 @@ def _release(place: Workspace, number: int | None) -> Path:
     from watchrank.releases import release_numbers
 
     numbers = release_numbers(place.releases)
-    if not numbers or (number or numbers[-1]) not in numbers:
-        raise InputError(f"{place.releases} has no release {number or ''}. There are: {numbers or 'none'}.")
+    if not numbers:
+        raise InputError(f"{place.releases} has no release; run `watchrank export` first.")
+    if (number or numbers[-1]) not in numbers:
+        raise InputError(f"{place.releases} has no release {number}; give one of {numbers}.")
     return place.releases / f"{number or numbers[-1]:06d}"
 
 

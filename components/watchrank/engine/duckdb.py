@@ -105,7 +105,7 @@ class DuckDB:
         """Turn DuckDB's complaints in the block into one sentence about `what`."""
         try:
             yield
-        except (duckdb.InternalException, duckdb.InterruptException, duckdb.BinderException):
+        except (duckdb.InterruptException, duckdb.BinderException):
             raise
         except duckdb.Error as error:
             short = isinstance(error, duckdb.OutOfMemoryException)

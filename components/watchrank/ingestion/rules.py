@@ -7,6 +7,7 @@ import ibis
 import ibis.expr.types as ir
 
 from watchrank.config import IngestionSettings
+from watchrank.events import DAILY
 from watchrank.ingestion.values import TIMESTAMP, UNREAD
 from watchrank.schema import IMPRESSIONS, SEARCHES, Table
 
@@ -42,9 +43,13 @@ def judge(
     """
     columns = [name for name in table.names if name in rows.columns]
     rules = _column_rules(rows, table, columns)
+    if table in DAILY:
+        rows = _find_robots(rows, settings.max_user_rows_a_day)
     if references:
         rows = _refer(rows, references, "clicked_video_id" if table is SEARCHES else "video_id")
         rules += [*_time_rules(rows, settings), *_reference_rules(rows)]
+    if table in DAILY:
+        rules.append((rows.robot, "too many events of the user in a day"))
     if table is IMPRESSIONS:
         rules += _watch_rules(rows, settings)
     rows = rows.mutate(reason=ibis.cases(*rules))
@@ -89,6 +94,14 @@ def _refer(rows: ir.Table, references: References, video_id: str) -> ir.Table:
 
 def _reference_rules(rows: ir.Table) -> list[Rule]:
     return [(rows.known_user.isnull(), "unknown user"), (rows.unknown_video, "unknown video")]
+
+
+def _find_robots(rows: ir.Table, most: int) -> ir.Table:
+    """Add `robot`: true where the user has more rows than that on the row's day, else NULL."""
+    rows = rows.mutate(day=rows.timestamp.date())
+    counted = rows.group_by("user_id", "day").agg(rows=rows.count())
+    robots = counted.filter(counted.rows > most).select("user_id", "day", robot=True)
+    return rows.left_join(robots, ["user_id", "day"])
 
 
 def _watch_rules(rows: ir.Table, settings: IngestionSettings) -> list[Rule]:

@@ -4,6 +4,7 @@
 of the events folder is touched here.
 """
 
+import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,6 +51,18 @@ class Staged:
         texts = {name: ibis.coalesce(rows[UNREAD + name], rows[name].cast("string")) for name in self.columns}
         return rows.select(**texts, reason=rows.reason)
 
+    def bad_days(self) -> dict[str, dict[str, int]]:
+        """Return how many bad rows each day has, by reason, most first, where their time is known."""
+        if not self.quarantined:
+            return {}
+        rows = self._open(BAD)
+        groups = rows.group_by(day=rows.timestamp.date().cast("string"), reason=rows.reason)
+        counted = groups.agg(rows=rows.count()).filter(lambda group: group.day.notnull())
+        found: dict[str, dict[str, int]] = {}
+        for group in counted.order_by("day", ibis.desc("rows"), "reason").to_pyarrow().to_pylist():
+            found.setdefault(group["day"], {})[group["reason"]] = group["rows"]
+        return found
+
     def _open(self, part: str) -> ir.Table:
         return self.engine.read_parquet((self.folder / f"part={part}").glob("*.parquet"))
 
@@ -77,6 +90,8 @@ def stage(
     if not any(target.rglob("*.parquet")):
         raise InputError(f"The table {table.name} ({source.place}) holds no rows; export it again.")
     staged = _measured(engine, table, columns, target)
+    if table in DAILY and staged.parts:
+        _check_days(staged, source, settings.max_quarantine_share_a_day)
     _check_share(staged, source, settings.max_quarantine_share)
     return staged
 
@@ -114,6 +129,21 @@ def _check_share(staged: Staged, source: Input, limit: float) -> None:
         f"are bad and at most {limit:.1%} may be, never all: {counts}; an example of {reasons[0][0]} is "
         f"{_example(staged, reasons[0][0])}; correct the files or raise ingestion.max_quarantine_share."
     )
+
+
+def _check_days(staged: Staged, source: Input, limit: float) -> None:
+    """Look at each day alone: one bad day hardly counts among many; nor do strays on a day without others."""
+    typical = statistics.median(part.rows for part in staged.parts.values())
+    for day, reasons in staged.bad_days().items():
+        bad, good = sum(reasons.values()), staged.parts.get(day)
+        rows = bad + (good.rows if good else 0)
+        if bad > limit * max(rows, typical):
+            counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+            raise InputError(
+                f"On {day} {bad:,} of {rows:,} rows of the table {staged.table.name} ({source.place}) are "
+                f"bad and at most {limit:.1%} of a day's may be: {counts}; correct the files or raise "
+                "ingestion.max_quarantine_share_a_day."
+            )
 
 
 def _example(staged: Staged, reason: str) -> str:

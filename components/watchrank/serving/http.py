@@ -321,15 +321,19 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         server.run(sockets=[listener])
 
 
+def _fault(kind: str, place: tuple[int | str, ...], message: str) -> str:
+    """Say what is wrong with a request, and where; `place` begins with the part of the request."""
+    if kind == "json_invalid":
+        return f"the body is no JSON from character {place[-1]} on ({message})"
+    return f"{'.'.join(map(str, place[1:])) or 'the request'}: {message}"
+
+
 def _add_refusals(app: FastAPI) -> None:
     """Let every error be one sentence and its status; what is unexpected is in the service's log only."""
 
     @app.exception_handler(RequestValidationError)
     async def bad_request(request: Request, error: RequestValidationError) -> JSONResponse:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'][1:]) or 'the request'}: {fault['msg']}"
-            for fault in error.errors()
-        )
+        faults = "; ".join(_fault(fault["type"], fault["loc"], fault["msg"]) for fault in error.errors())
         return JSONResponse({"detail": f"Bad input: {faults}."}, 422)
 
     @app.exception_handler(HTTPException)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +16,9 @@ from watchrank import events
 from watchrank.errors import InputError
 from watchrank.schema import Table
 from watchrank.validation.suites import OUTSIDE_DAY, PARENTS, is_daily, read_columns, unknown
+
+FIRST_DAYS = 7
+"""Days of a log on which most users and videos are new to it."""
 
 MISSING = "missing"
 """Stands for the type of a column that one file lacks and another has."""
@@ -40,6 +44,24 @@ class Day:
     clicks: int
     unknown_users: int
     unknown_videos: int
+    busiest_user: int
+    new_users: int
+    new_videos: int
+
+
+class Known:
+    """The users and videos of the days before, to tell which of a day's rows are of new ones."""
+
+    def __init__(self) -> None:
+        """Know nobody."""
+        self._seen: dict[str, pa.Array] = {}
+
+    def count_new(self, column: str, values: pa.ChunkedArray) -> int:
+        """Count the values that no day before had, and remember all."""
+        seen = self._seen.get(column, pa.array([], values.type))
+        new = values.filter(pc.invert(pc.is_in(values, value_set=seen)))
+        self._seen[column] = pa.concat_arrays([seen, new.unique()])
+        return len(new)
 
 
 def find_parts(folder: Path, table: Table) -> list[Part]:
@@ -142,9 +164,10 @@ def rows_frame(tables: list[pa.Table]) -> pd.DataFrame:
     return frame
 
 
-def count_day(part: Part, rows: pa.Table) -> Day:
-    """Count what the `days` suite looks at in a day of impressions."""
+def count_day(part: Part, rows: pa.Table, known: Known) -> Day:
+    """Count what the `days` suite looks at in a day of impressions; days come in their order."""
     assert part.day is not None
+    users = rows["user_id"].drop_null()
     lost_users, lost_videos = (rows[unknown(*pair)] for pair in PARENTS["impressions"].items())
     return Day(
         date=part.day,
@@ -152,6 +175,9 @@ def count_day(part: Part, rows: pa.Table) -> Day:
         clicks=pc.sum(rows["clicked"]).as_py() or 0,
         unknown_users=len(lost_users) - lost_users.null_count,
         unknown_videos=len(lost_videos) - lost_videos.null_count,
+        busiest_user=pc.max(users.value_counts().field(1)).as_py() or 0,
+        new_users=known.count_new("user_id", users),
+        new_videos=known.count_new("video_id", rows["video_id"].drop_null()),
     )
 
 
@@ -160,7 +186,11 @@ def days_frame(counts: list[Day]) -> pd.DataFrame:
     days = pd.DataFrame(counts)
     frame = days[["rows"]].set_axis([day.isoformat() for day in days["date"]])
     frame["volume_ratio"] = frame["rows"] / frame["rows"].median()
-    frame["click_rate"] = days["clicks"].to_numpy() / frame["rows"].where(frame["rows"] > 0)
+    filled = frame["rows"].where(frame["rows"] > 0)
+    frame["click_rate"] = days["clicks"].to_numpy() / filled
+    frame["busiest_user_share"] = days["busiest_user"].to_numpy() / filled
+    for new in ("new_users", "new_videos"):
+        frame[f"{new}_share"] = (days[new].to_numpy() / filled).where(np.arange(len(days)) >= FIRST_DAYS)
     frame["unknown_users"] = days["unknown_users"].to_numpy()
     frame["unknown_videos"] = days["unknown_videos"].to_numpy()
     frame["days_since_previous"] = pd.to_datetime(days["date"]).diff().dt.days.to_numpy()

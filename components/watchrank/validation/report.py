@@ -57,8 +57,9 @@ class ValidationReport:
     """The whole validation.
 
     `absent` names the columns that the source declared absent, as "table.column". `days` holds one row a
-    day of the impressions: date, rows, volume_ratio, click_rate, unknown_users, unknown_videos,
-    days_since_previous; it is empty when the values were not checked. `seconds` is how long it took.
+    day of the impressions: date, rows, volume_ratio, click_rate, busiest_user_share, new_users_share,
+    new_videos_share, unknown_users, unknown_videos, days_since_previous; it is empty when the values were not
+    checked. `seconds` is how long it took.
     """
 
     success: bool

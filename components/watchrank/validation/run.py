@@ -86,10 +86,11 @@ def _batches(
     table: Table, parts: list[Part], ids: dict[str, pa.Array], batch_rows: int, counts: list[Day]
 ) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the rows of a table in batches, each with its name; add the impressions' `counts` of days."""
+    known = frames.Known()
     for batch in frames.whole_days(parts, batch_rows):
         rows = [frames.read_rows(part, table, ids) for part in batch]
         if table.name == IMPRESSIONS.name:
-            counts += map(frames.count_day, batch, rows)
+            counts += [frames.count_day(*day, known) for day in zip(batch, rows, strict=True)]
         yield _batch_name(batch), frames.rows_frame(rows)
 
 

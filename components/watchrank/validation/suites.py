@@ -93,7 +93,7 @@ def values_suite(table: Table) -> ExpectationSuite:
 
 
 def days_suite(settings: ValidationSettings) -> ExpectationSuite:
-    """Build the suite of the days' volume and click rate, one row a day.
+    """Build the suite of the days' volume, click rate, users and videos, one row a day.
 
     It is as strict with the first and the last day as with any other. Where they are partial (the log breaks
     off in the middle of a day, or was cut at the midnights of another time zone than UTC), cut them off or
@@ -113,6 +113,22 @@ def days_suite(settings: ValidationSettings) -> ExpectationSuite:
             settings.min_click_rate,
             settings.max_click_rate,
             "click_rate must be between {low} and {high}",
+        ),
+        _day(
+            "busiest_user_share",
+            None,
+            settings.max_user_share,
+            "busiest_user_share (of the day's rows, those of one user) must be at most {high}",
+        ),
+        *(
+            _day(
+                f"new_{kind}_share",
+                None,
+                settings.max_new_share,
+                f"new_{kind}_share (of the day's rows, those of {kind} that no day before has) must be "
+                "at most {high}",
+            )
+            for kind in ("users", "videos")
         ),
         _day(
             "days_since_previous",

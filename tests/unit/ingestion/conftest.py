@@ -73,7 +73,8 @@ def run() -> Callable[..., IngestionReport]:
     """Ingest with any share of bad rows allowed, unless told otherwise."""
 
     def call(data: Path, events: Path, source: str = "own", **settings: Any) -> IngestionReport:
-        chosen = IngestionSettings(**{"as_of": AS_OF, "max_quarantine_share": 1, **settings})
+        any_share = {"max_quarantine_share": 1, "max_quarantine_share_a_day": 1}
+        chosen = IngestionSettings(**{"as_of": AS_OF, **any_share, **settings})
         return ingest(data, source, events, chosen, EngineSettings(memory_limit="1GB", threads=2))
 
     return call
