@@ -76,6 +76,11 @@ bench: env $(VENV)/bench  ## speed of training and serving, beside other librari
 	$(BIN)/python tests/benchmarks/recommend_latency.py
 	$(BIN)/python tests/benchmarks/switching_load.py
 
+.PHONY: bench-data
+bench-data: env  ## time and memory of the data path at 1 and 10 million impressions, beside pandas and Feast's file store
+	$(BIN)/python tests/benchmarks/data_path.py sizes 1000000 10000000
+	$(BIN)/python tests/benchmarks/data_path.py incremental 1000000
+
 .PHONY: bench-quality
 bench-quality: env $(VENV)/bench  ## the ranker beside LightGBM on WORKSPACE, after `make run`
 	$(BIN)/watchrank dataset --workspace $(WORKSPACE) --config $(CONFIG)

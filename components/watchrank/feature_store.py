@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from watchrank.config import EngineSettings
-from watchrank.engine import connect
+from watchrank.engine import Engine, connect
 from watchrank.errors import InputError, StorageError
 from watchrank.features.files import record_of
 from watchrank.schema import (
@@ -102,19 +102,35 @@ def historical_features(
     Args:
         store: from `open_store`.
         tables: feature tables of one entity: `USER_TABLES` or `VIDEO_TABLES`.
-        entity_rows: N rows of the entity's id and `event_timestamp` (microseconds, UTC).
+        entity_rows: N rows, not none, of the entity's id and `event_timestamp` (microseconds, UTC).
 
     Returns:
         Each feature in the order of the rows: [N], or [N, L] for a list.
     """
+    (found,) = historical_blocks(store, tables, entity_rows, len(entity_rows))
+    return found
+
+
+def historical_blocks(
+    store: FeatureStore, tables: Sequence[Table], entity_rows: pd.DataFrame, block: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Join the rows of `historical_features` at once, and yield them in turn, `block` at a time.
+
+    The features are read once, however many blocks there are, and one block is held.
+    """
     numbered = entity_rows.assign(row_id=np.arange(len(entity_rows)))
-    with _bounded_engine():
-        joined = store.get_historical_features(
+    with _bounded_engine() as engine:
+        job = store.get_historical_features(
             numbered, features=feature_refs(tables), filter_by_created_timestamp=True
-        ).to_arrow()
-    assert joined.num_rows == len(entity_rows), "the point-in-time join lost rows"
-    order = pc.sort_indices(joined["row_id"])
-    return _as_arrays(joined.take(order), tables)
+        )
+        joined = engine.backend.create_view("joined", job.table).order_by("row_id")
+        start = 0
+        for rows in _blocks(engine.batches(joined, block), block):
+            expected = np.arange(start, start + len(rows))
+            assert np.array_equal(rows["row_id"], expected), "the point-in-time join lost rows"
+            yield _as_arrays(rows, tables)
+            start += len(rows)
+    assert start == len(entity_rows), "the point-in-time join lost rows"
 
 
 def materialise(store: FeatureStore, until: datetime) -> None:
@@ -206,6 +222,19 @@ def _user_tensors(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {tensor.name: columns[tensor.name].reshape(-1, *tensor.dims) for tensor in USER_TENSORS}
 
 
+def _blocks(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """Yield tables of `rows` rows each but the last."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(map(len, held)) >= rows:
+            whole = pa.Table.from_batches(held)
+            yield whole.slice(0, rows)
+            held = whole.slice(rows).to_batches()
+    if held:
+        yield pa.Table.from_batches(held)
+
+
 def _as_arrays(rows: pa.Table, tables: Sequence[Table]) -> dict[str, np.ndarray]:
     return {
         column.name: _as_array(rows[column.name], column, _default(table, column))
@@ -280,12 +309,12 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bounded_engine() -> Iterator[None]:
+def _bounded_engine() -> Iterator[Engine]:
     """Let Feast, which reads through Ibis' default engine, run in bounded memory and spill to disk."""
-    engine, before = connect(EngineSettings()), ibis.options.default_backend
+    engine, before = connect(EngineSettings(), joins_as_written=True), ibis.options.default_backend
     ibis.set_backend(engine.backend)
     try:
-        yield
+        yield engine
     finally:
         ibis.options.default_backend = before
         engine.disconnect()

@@ -109,9 +109,14 @@ def _stamped(rows: ir.Table, view: FeatureView) -> ir.Table:
 
 
 def _fetched(rows: ir.Table, view: FeatureView, names: Sequence[str]) -> ir.Table:
-    """Replace the times of the view's row by its values."""
+    """Replace the times of the view's row by its values.
+
+    The right table of a join is held: the rows, as the view's values may be many and long.
+    """
     stamps = _stamp_names(view)
-    joined = rows.left_join(_source(view, names), [*view.join_keys, *stamps], rname="{name}_of_view")
+    source = _source(view, names)
+    keys = [*view.join_keys, *stamps]
+    joined = source.right_join(rows, keys, lname="{name}_of_view", rname="")
     return joined.select(*(name for name in rows.columns if name not in stamps), *names)
 
 

@@ -216,6 +216,68 @@ def test_corrections_leave_the_past_and_make_the_present_that_of_the_last_log(bu
             assert known(features, table.name, at) == known(first, table.name, at), (table.name, at)
 
 
+def with_searches(logs: list[list[dict]]) -> list[dict]:
+    """Give each log searches of its first user, of the times of their impressions."""
+    return [
+        {
+            "impressions": log,
+            "searches": [
+                {"user_id": 1, "timestamp": row["timestamp"], "query": f"cats {row['video_id']}"}
+                for row in log
+                if row["user_id"] == 1 and row["video_id"] % 2
+            ],
+            "earlier_watches": [
+                {"user_id": 2, "video_id": 70 + place, "timestamp": NOON + place * DAY, "place": place}
+                for place in range(5)
+            ],
+        }
+        for log in logs
+    ]
+
+
+@pytest.mark.parametrize("cadence", [0, 7_000])
+def test_new_days_alone_are_computed_and_the_tables_are_those_of_a_full_build(
+    build, shown, monkeypatch, cadence
+):
+    """A log, its correction, then two with new days alone; user 1 has watched more than a list holds."""
+    first, corrected, _ = random_logs(shown)
+    first = [*first, *(shown(1, 6 + n % 5, NOON + timedelta(minutes=7, seconds=n), 5) for n in range(60))]
+    keys = [(row["user_id"], row["video_id"], row["timestamp"]) for row in first]
+    corrected = [*first[5:], *(row for row in corrected if tuple(row.values())[:3] not in keys)]
+    midnight = NOON.replace(hour=0) + 5 * DAY
+    days = [
+        [shown(n % 6, n % 5 + 1, midnight + day * DAY + n * HOUR, n % 2 or None) for n in range(0, 24, 3)]
+        for day in range(2)
+    ]
+    logs = with_searches([first, corrected, corrected + days[0], corrected + days[0] + days[1]])
+    computed = []
+    until = Build.unchanged_until
+
+    def noted(self: Build, former: Build) -> datetime | None:
+        computed.append(until(self, former))
+        return computed[-1]
+
+    monkeypatch.setattr(Build, "unchanged_until", noted)
+    for log in logs:
+        features = build(**log, cadence=cadence)
+    assert computed == [None, midnight, midnight + DAY]
+    monkeypatch.setattr(Build, "unchanged_until", lambda *_: None)
+    for log in logs:
+        full = build(**log, into="full", cadence=cadence)
+    assert rows_of(full, "user_activity")[0].keys() >= {"created_timestamp"}
+    assert any(row["created_timestamp"] > row["event_timestamp"] for row in rows_of(full, "user_activity"))
+    for table in FEATURE_TABLES:
+        assert rows_of(features, table.name) == rows_of(full, table.name), table.name
+
+
+def test_a_video_of_another_channel_changes_the_lists_of_the_past(build, log, shown):
+    """Its watches are of days that did not change."""
+    features = build(log)
+    build([*log, shown(1, 9, NOON + 3 * DAY, 5)], videos=[{"video_id": 7, "channel_id": 5}])
+    end = NOON + 3 * DAY + INSTANT
+    assert known(features, "user_activity", end)[1]["watched_channel_ids"] == [109, 108, 5]
+
+
 def test_other_settings_build_afresh(build, log, shown, caplog):
     features = build(log)
     build([*log, shown(1, 9, NOON + HOUR, 40)], cadence=3_600)

@@ -49,8 +49,8 @@ from watchrank.storage import atomic_path, write_json, writing
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-JOIN_EXAMPLES = 50_000
-"""Examples that are joined with features at once."""
+BLOCK_EXAMPLES = 50_000
+"""Examples that are held at once with their features."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -245,7 +245,10 @@ def _write_profiles(
     names: tuple[str, ...] = (),
 ) -> None:
     """Write what is known of every user or video at a time."""
-    found = _known(store, (table,), key, ids, np.full(len(ids), int(at.timestamp()) * 1_000_000))
+    from watchrank.feature_store import historical_features  # Feast is slow to import
+
+    times = np.full(len(ids), int(at.timestamp()) * 1_000_000)
+    found = historical_features(store, (table,), _entities(key, ids, times))
     _write(folder, {key: ids, **{name: found[name] for name in names or found}})
 
 
@@ -254,8 +257,7 @@ def _write_split(store: "FeatureStore", folder: Path, watches: pd.DataFrame, nam
     lists = _earlier_lists(watches)
     writer: ColumnWriter | None = None
     with ExitStack() as stack:
-        for rows in _parts(examples):
-            columns = _with_features(store, rows, lists)
+        for columns in _with_features(store, examples, lists):
             if writer is None:
                 empty = {column: values[:0] for column, values in columns.items()}
                 writer = stack.enter_context(ColumnWriter(folder, empty))
@@ -266,30 +268,30 @@ def _write_split(store: "FeatureStore", folder: Path, watches: pd.DataFrame, nam
     return {"rows": writer.rows, "checksum": f"{writer.checksum:08x}"}
 
 
-def _parts(examples: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    for first in range(0, len(examples), JOIN_EXAMPLES):
-        yield examples.iloc[first : first + JOIN_EXAMPLES]
+def _with_features(store: "FeatureStore", examples: pd.DataFrame, lists: Columns) -> Iterator[Columns]:
+    """Yield the examples' own columns and features, `BLOCK_EXAMPLES` at a time."""
+    from watchrank.feature_store import historical_blocks  # Feast is slow to import
+
+    if examples.empty:
+        return
+    entities = _entities("user_id", examples["user_id"].to_numpy(), examples["timestamp_us"].to_numpy())
+    start = 0
+    for columns in historical_blocks(store, _TABLES, entities, BLOCK_EXAMPLES):
+        rows = examples.iloc[start : start + len(columns["watched_video_ids"])]
+        start += len(rows)
+        earlier = rows["place"].to_numpy() >= 0
+        columns["watched_video_ids"][earlier] = _last_before(rows[earlier], lists)
+        own = {
+            "user_id": rows["user_id"].to_numpy(),
+            "video_id": rows["video_id"].to_numpy(),
+            "now": rows["timestamp_us"].to_numpy() // 1_000_000,
+        }
+        yield own | columns
 
 
-def _with_features(store: "FeatureStore", rows: pd.DataFrame, lists: Columns) -> Columns:
-    columns = _known(store, _TABLES, "user_id", rows["user_id"].to_numpy(), rows["timestamp_us"].to_numpy())
-    earlier = rows["place"].to_numpy() >= 0
-    columns["watched_video_ids"][earlier] = _last_before(rows[earlier], lists)
-    own = {
-        "user_id": rows["user_id"].to_numpy(),
-        "video_id": rows["video_id"].to_numpy(),
-        "now": rows["timestamp_us"].to_numpy() // 1_000_000,
-    }
-    return own | columns
-
-
-def _known(
-    store: "FeatureStore", tables: tuple[Table, ...], key: str, ids: np.ndarray, timestamp_us: np.ndarray
-) -> Columns:
-    from watchrank.feature_store import historical_features  # Feast is slow to import
-
-    stamps = pd.DatetimeIndex(timestamp_us.view("datetime64[us]")).tz_localize("UTC")
-    return historical_features(store, tables, pd.DataFrame({key: ids, EVENT_TIMESTAMP: stamps}))
+def _entities(key: str, ids: np.ndarray, timestamp_us: np.ndarray) -> pd.DataFrame:
+    times = pd.DatetimeIndex(timestamp_us.view("datetime64[us]")).tz_localize("UTC")
+    return pd.DataFrame({key: ids, EVENT_TIMESTAMP: times})
 
 
 def _earlier_lists(watches: pd.DataFrame) -> Columns:

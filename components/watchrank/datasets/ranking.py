@@ -38,6 +38,7 @@ from watchrank.schema import (
     REQUEST_TENSORS,
     USER_TENSORS,
     VIDEO_TENSORS,
+    Table,
     Tensor,
     text_id,
 )
@@ -46,11 +47,14 @@ from watchrank.storage import atomic_path, write_json, writing
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-READ_ROWS = 1_000_000
+READ_ROWS = 4_000_000
 """Impressions, still without features, that are held at once; a longer day is held as a whole."""
 
-JOIN_REQUESTS = 50_000
-"""Requests that are joined with features at once; each takes 3 KB."""
+BLOCK_REQUESTS = 50_000
+"""Requests that are held at once with their features; each takes 4 KB."""
+
+BLOCK_IMPRESSIONS = 500_000
+"""Impressions that are held at once with their video's features."""
 
 LABELS = {"clicked": np.bool_, "watch_seconds": np.float32, "position": np.int64}
 OPTIONAL_LABELS = {"liked": np.int8, "followed": np.int8, "long_view": np.int8}
@@ -200,38 +204,34 @@ def _label(rows: pa.Table, name: str, kind: type[np.generic]) -> np.ndarray:
 # -- Requests and features ----------------------------------------------------------------------------
 
 
-def _parts(rows: Columns) -> Iterator[tuple[Columns, Columns]]:
-    """Cut rows into requests and their impressions, `JOIN_REQUESTS` at a time.
-
-    Yields:
-        The keys of R requests, and N impressions with `request`, their row among the R.
-    """
+def _requests(rows: Columns) -> tuple[Columns, np.ndarray]:
+    """Return the keys of the R requests that N rows in order belong to, and each row's among the R."""
     changes = [rows[name][1:] != rows[name][:-1] for name in _REQUEST]
-    starts = np.flatnonzero(np.concatenate([[True], np.logical_or.reduce(changes)]))
-    ends = np.append(starts[1:], len(rows["user_id"]))
-    for first in range(0, len(starts), JOIN_REQUESTS):
-        start, end = starts[first : first + JOIN_REQUESTS], ends[first : first + JOIN_REQUESTS]
-        part = {name: column[start[0] : end[-1]] for name, column in rows.items()}
-        requests = {name: rows[name][start] for name in _REQUEST}
-        yield requests, part | {"request": np.repeat(np.arange(len(start)), end - start)}
+    is_first = np.concatenate([[True], np.logical_or.reduce(changes)])
+    return {name: rows[name][is_first] for name in _REQUEST}, np.cumsum(is_first) - 1
 
 
 def _write_split(
     store: "FeatureStore", folder: Path, impressions: ir.Table, rows_of: Mapping[date, int]
 ) -> dict[str, Any]:
     """Join and write the days of `rows_of`; return what the manifest tells of them."""
+    from watchrank.feature_store import USER_TABLES, VIDEO_TABLES  # Feast is slow to import
+
     labels = _labels(impressions)
     with (
         ColumnWriter(folder / "requests", _request_columns()) as requests,
         ColumnWriter(folder / "impressions", _impression_columns(labels)) as examples,
     ):
         for days in _batches(rows_of):
-            for keys, rows in _parts(_read(impressions, days)):
-                users, videos = _features(store, keys, rows)
-                own = {name: rows[name] for name in ("video_id", "timestamp_us", "candidate_source", *labels)}
-                examples.append({**own, "request": requests.rows + rows["request"], **videos})
-                now = keys["timestamp_us"] // 1_000_000
-                requests.append({"user_id": keys["user_id"], "now": now, "surface": keys["surface"], **users})
+            rows = _read(impressions, days)
+            keys, request = _requests(rows)
+            own = {name: rows[name] for name in ("video_id", "timestamp_us", "candidate_source", *labels)}
+            own["request"] = requests.rows + request
+            videos, users = _entities(rows, "video_id"), _entities(keys, "user_id")
+            _append(examples, own, store, VIDEO_TABLES, videos, BLOCK_IMPRESSIONS)
+            now = keys["timestamp_us"] // 1_000_000
+            asked = {"user_id": keys["user_id"], "now": now, "surface": keys["surface"]}
+            _append(requests, asked, store, USER_TABLES, users, BLOCK_REQUESTS)
     assert examples.rows == sum(rows_of.values()), "impressions were lost"
     return {
         "from": str(min(rows_of)) if rows_of else None,
@@ -240,6 +240,24 @@ def _write_split(
         "requests": requests.rows,
         "checksum": f"{requests.checksum:08x}{examples.checksum:08x}",
     }
+
+
+def _append(
+    writer: ColumnWriter,
+    own: Columns,
+    store: "FeatureStore",
+    tables: Sequence[Table],
+    entities: pd.DataFrame,
+    block: int,
+) -> None:
+    """Write rows with the features of their entities as of their time."""
+    from watchrank.feature_store import historical_blocks
+
+    start = 0
+    for features in historical_blocks(store, tables, entities, block):
+        end = start + len(next(iter(features.values())))
+        writer.append({name: column[start:end] for name, column in own.items()} | features)
+        start = end
 
 
 def _request_columns() -> Columns:
@@ -258,18 +276,6 @@ def _empty(tensors: Sequence[Tensor]) -> Columns:
     """Columns of no rows; a tensor of one value a row has one dimension."""
     shapes = {tensor.name: tensor.dims if tensor.dims[0] > 1 else () for tensor in tensors}
     return {tensor.name: np.empty((0, *shapes[tensor.name]), tensor.dtype) for tensor in tensors}
-
-
-def _features(store: "FeatureStore", requests: Columns, impressions: Columns) -> tuple[Columns, Columns]:
-    from watchrank.feature_store import (  # Feast is slow to import
-        USER_TABLES,
-        VIDEO_TABLES,
-        historical_features,
-    )
-
-    users = historical_features(store, USER_TABLES, _entities(requests, "user_id"))
-    videos = historical_features(store, VIDEO_TABLES, _entities(impressions, "video_id"))
-    return users, videos
 
 
 def _entities(columns: Columns, key: str) -> pd.DataFrame:

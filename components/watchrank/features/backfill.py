@@ -28,7 +28,6 @@ from watchrank.features.record import Build
 from watchrank.schema import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
-    FEATURE_TABLES,
     USER_PROFILE,
     USER_STATISTICS,
     VIDEO_PROFILE,
@@ -104,18 +103,27 @@ class Backfill:
         return covered <= _utc(self.since)
 
 
-def keep_past(con: Engine, former: Path, fresh: Path, stage: Path, since: datetime, build: Build) -> None:
+def keep_past(
+    con: Engine,
+    tables: Sequence[Table],
+    former: Path,
+    fresh: Path,
+    stage: Path,
+    since: datetime,
+    build: Build,
+) -> None:
     """Bring the past as a former build knew it into a new build, one file at a time.
 
     Args:
         con: the engine.
+        tables: of `schema.FEATURE_TABLES`.
         former: folder of the former build.
         fresh: folder of the new build, with each row created at its event timestamp; changed in place.
         stage: folder for what lies on disk meanwhile.
         since: the former build's horizon.
         build: the new build.
     """
-    for table in FEATURE_TABLES:
+    for table in tables:
         lag = build.settings.user_statistics_lag_seconds if table is USER_STATISTICS else 0
         backfill = Backfill(table=table, since=since, horizon=build.horizon, lag=lag)
         names = {file.relative_to(root) for root in (former, fresh) for file in files_of(root, table)}

@@ -5,28 +5,36 @@ and become int64 at the end. DuckDB would add int64 up to 128 bits, which Parque
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 
 import ibis
 import ibis.expr.types as ir
 
+from watchrank.features.log import naive
 from watchrank.features.times import INSTANT, rounded, stamp
 from watchrank.schema import DAY_SECONDS, STATISTICS_DAYS
 
+USER_STATISTICS_DAYS = 7
 _MICROSECONDS = 1_000_000
 _NONE, _ONE = ibis.literal(0.0), ibis.literal(1.0)
 
 
-def video_statistics(impressions: ir.Table, cadence: int) -> ir.Table:
+def video_statistics(impressions: ir.Table, cadence: int, since: datetime | None) -> ir.Table:
     """Count each video's impressions, clicks and seconds at the end of every bucket that has any.
+
+    Args:
+        impressions: those of the longest window before the first stamp, too.
+        cadence: seconds between two stamps.
+        since: the first stamps are those of events from then on, an edge of a bucket; None for all.
 
     Returns:
         `video_id`, the stamp as `time`, and the columns of `schema.VIDEO_STATISTICS`.
     """
     totals = {name: total for days in STATISTICS_DAYS for name, total in _statistics("video", days).items()}
-    return _totals_before(_measured(impressions, "video_id"), "video_id", cadence, totals)
+    return _totals_before(_measured(impressions, "video_id"), "video_id", cadence, totals, since)
 
 
-def user_statistics(impressions: ir.Table, cadence: int, lag: int) -> ir.Table:
+def user_statistics(impressions: ir.Table, cadence: int, lag: int, since: datetime | None) -> ir.Table:
     """Count each user's impressions, clicks and seconds at the end of every bucket that has any.
 
     What a user does raises the counts that their next impressions see, so that of two impressions of a
@@ -35,7 +43,8 @@ def user_statistics(impressions: ir.Table, cadence: int, lag: int) -> ir.Table:
     Returns:
         `user_id`, the stamp as `time`, and the columns of `schema.USER_STATISTICS`.
     """
-    counts = _totals_before(_measured(impressions, "user_id"), "user_id", cadence, _statistics("user", 7))
+    totals = _statistics("user", USER_STATISTICS_DAYS)
+    counts = _totals_before(_measured(impressions, "user_id"), "user_id", cadence, totals, since)
     return counts.mutate(time=counts.time + ibis.interval(seconds=lag))
 
 
@@ -47,11 +56,26 @@ def _statistics(entity: str, days: int) -> dict[str, tuple[str, int | None]]:
     }
 
 
-def activity_counts(impressions: ir.Table, searches: ir.Table, earlier: ir.Table, cadence: int) -> ir.Table:
+def activity_counts(
+    impressions: ir.Table,
+    searches: ir.Table,
+    earlier: ir.Table,
+    before: ir.Table,
+    cadence: int,
+    since: datetime | None,
+) -> ir.Table:
     """Count what each snapshot of a user follows. An earlier watch is a click without an impression.
 
+    Args:
+        impressions: from `since` on.
+        searches: likewise.
+        earlier: likewise.
+        before: a row of lists a user, see `histories.lists_before`: what else there was.
+        cadence: seconds between two stamps, 0 for one after each event.
+        since: the instant from which on events have stamps here; None for all.
+
     Returns:
-        `user_id`, the stamp as `time`, and how many `impressions`, `clicks` and `tokens` there ever were.
+        `user_id`, the stamp as `time`, and how many `impressions`, `clicks` and `tokens` there were.
     """
     totals: dict[str, tuple[str, int | None]] = {
         "impressions": ("impressions", None),
@@ -62,7 +86,15 @@ def activity_counts(impressions: ir.Table, searches: ir.Table, earlier: ir.Table
     tokens = searches.tokens.length().cast("float64")
     searched = searches.select("user_id", "time", impressions=_NONE, clicks=_NONE, watch=_NONE, tokens=tokens)
     watched = earlier.select("user_id", "time", impressions=_NONE, clicks=_ONE, watch=_NONE, tokens=_NONE)
-    return _totals_before(shown.union(searched, watched), "user_id", cadence, totals)
+    listed = before.select(
+        "user_id",
+        "time",
+        impressions=before.impression_video_ids.length().cast("float64"),
+        clicks=before.watched_video_ids.length().cast("float64"),
+        watch=_NONE,
+        tokens=before.search_token_ids.length().cast("float64"),
+    )
+    return _totals_before(shown.union(searched, watched, listed), "user_id", cadence, totals, since)
 
 
 def _measured(impressions: ir.Table, key: str) -> ir.Table:
@@ -76,7 +108,11 @@ def _measured(impressions: ir.Table, key: str) -> ir.Table:
 
 
 def _totals_before(
-    events: ir.Table, key: str, cadence: int, totals: Mapping[str, tuple[str, int | None]]
+    events: ir.Table,
+    key: str,
+    cadence: int,
+    totals: Mapping[str, tuple[str, int | None]],
+    since: datetime | None,
 ) -> ir.Table:
     """Stamp the events and add up, at each stamp, what came before.
 
@@ -85,6 +121,7 @@ def _totals_before(
         key: the entity's column.
         cadence: seconds between two stamps, 0 for one after each event.
         totals: a name for each sum, with its measure and how many days it goes back; None for all.
+        since: events before it have no stamps, and entities without later ones no rows; None for all.
 
     Returns:
         `key`, the stamp as `time`, and the sums; those of `watch` in seconds.
@@ -92,7 +129,10 @@ def _totals_before(
     measures = [name for name in events.columns if name not in (key, "time")]
     events = events.mutate(time=rounded(events.time, cadence))
     events = events.group_by(key, "time").agg(**{name: events[name].sum() for name in measures})
-    stamps = events.select(key, time=stamp(events.time, cadence)).distinct()
+    stamped = events.filter(events.time >= naive(since)) if since else events
+    stamps = stamped.select(key, time=stamp(stamped.time, cadence)).distinct()
+    if since:
+        events = events.semi_join(stamps, key)
     rows = events.mutate(is_stamp=ibis.literal(False)).union(
         stamps.mutate(**dict.fromkeys(measures, _NONE), is_stamp=ibis.literal(True))
     )

@@ -7,7 +7,8 @@ features/build.json                                    what built it
 ```
 """
 
-from datetime import date
+import shutil
+from datetime import date, datetime
 from pathlib import Path
 
 import ibis.expr.types as ir
@@ -32,6 +33,25 @@ def partition_of(features: Path, table: Table, day: date) -> Path:
 def files_of(features: Path, table: Table) -> list[Path]:
     """Return the files of a table, the oldest day first."""
     return sorted([*features.glob(f"{table.name}.parquet"), *features.glob(f"{table.name}/*/part.parquet")])
+
+
+def day_of(file: Path) -> date:
+    """Return the day of a file of a daily table."""
+    return date.fromisoformat(file.parent.name.removeprefix("date="))
+
+
+def files_until(features: Path, table: Table, time: datetime) -> list[Path]:
+    """Return the files of a daily table that have rows stamped until an instant in UTC."""
+    return [file for file in files_of(features, table) if day_of(file) <= time.date()]
+
+
+def link(file: Path, target: Path) -> None:
+    """Let a file be at a second place as well; a copy of it where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def record_of(features: Path) -> Path:

@@ -6,13 +6,20 @@ items lie in blocks as long as the list, and a snapshot cuts its list out of one
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 
 import ibis
 import ibis.expr.types as ir
 
+from watchrank.engine import Engine
+from watchrank.features.files import files_until
+from watchrank.features.log import naive
 from watchrank.features.text import text_ids
-from watchrank.features.times import epoch_seconds
-from watchrank.schema import USER_ACTIVITY
+from watchrank.features.times import INSTANT, epoch_seconds
+from watchrank.schema import CREATED_TIMESTAMP, EVENT_TIMESTAMP, USER_ACTIVITY
+
+_TYPES = {"list<int64>": "array<int64>", "list<float32>": "array<float32>"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +40,48 @@ class History:
     blocks: ir.Table
 
 
-def histories(impressions: ir.Table, searches: ir.Table, earlier: ir.Table) -> list[History]:
-    """Pack what users were shown, watched (first, of the same time, before the log) and searched for."""
-    shown = impressions.select("user_id", "time", "video_id", impression_video_ids="video_id")
+def histories(
+    impressions: ir.Table, searches: ir.Table, earlier: ir.Table, before: ir.Table
+) -> list[History]:
+    """Pack what users were shown, watched (first, of the same time, before the log) and searched for.
+
+    The items of the lists `before` come first.
+    """
+    shown = impressions.select("user_id", "time", impression_video_ids="video_id", place="video_id")
     clicked = impressions.filter(impressions.clicked)
     in_log = _watched(clicked, clicked.time, clicked.watch_seconds, in_log=True, place=clicked.video_id)
-    before = _watched(earlier, earlier.bound, ibis.literal(0.0), in_log=False, place=earlier.place)
+    before_log = _watched(earlier, earlier.bound, ibis.literal(0.0), in_log=False, place=earlier.place)
     words = searches.unnest("tokens", offset="place")
     searched = words.select("user_id", "time", "query", "place", search_token_ids=text_ids(words.tokens))
     return [
-        _history("impressions", shown, ["video_id"]),
-        _history("clicks", before.union(in_log), ["in_log", "place"]),
-        _history("tokens", searched, ["query", "place"]),
+        _history("impressions", shown, before, ["place"]),
+        _history("clicks", before_log.union(in_log), before, ["in_log", "place"]),
+        _history("tokens", searched, before, ["query", "place"]),
     ]
+
+
+def no_lists(impressions: ir.Table) -> ir.Table:
+    """Return the rows of `lists_before` of a log that is read from its start: none."""
+    nothing = {column.name: ibis.null(_TYPES[column.dtype]) for column in USER_ACTIVITY.columns}
+    return impressions.filter(ibis.literal(False)).select("user_id", "time", **nothing)
+
+
+def lists_before(con: Engine, features: Path, users: ir.Table, time: datetime) -> ir.Table:
+    """Return the lists of some users as a features folder has them at a time that no snapshot strides.
+
+    Returns:
+        `user_id`, the instant before as `time`, and the columns of `schema.USER_ACTIVITY`.
+    """
+    rows = con.read_parquet(files_until(features, USER_ACTIVITY, time))
+    newest = rows.filter(rows[EVENT_TIMESTAMP] <= ibis.literal(time, "timestamp('UTC')"))
+    newest = newest.semi_join(users, "user_id")
+    keys = ["user_id"]
+    for stamp in (EVENT_TIMESTAMP, CREATED_TIMESTAMP):
+        last = newest.group_by(keys).agg(newest[stamp].max().name(stamp))
+        keys.append(stamp)
+        newest = newest.semi_join(last, keys)
+    lists = {name: _or_empty(newest[name]) for name in USER_ACTIVITY.names}
+    return newest.select("user_id", time=(naive(time) - INSTANT).cast("timestamp"), **lists)
 
 
 def _watched(
@@ -70,11 +106,12 @@ def with_lists(snapshots: ir.Table, packed: Sequence[History]) -> ir.Table:
     return snapshots
 
 
-def _history(count: str, items: ir.Table, ties: Sequence[str]) -> History:
+def _history(count: str, items: ir.Table, before: ir.Table, ties: Sequence[str]) -> History:
     """Pack items; those of the same time are ordered by `ties`."""
     lists = [column for column in USER_ACTIVITY.columns if column.name in items.columns]
     names, length = tuple(column.name for column in lists), lists[0].length
     assert length is not None
+    items = items.union(_items(before, names, items))
     in_order = ibis.window(group_by="user_id", order_by=["time", *ties])
     items = items.mutate(place=ibis.row_number().over(in_order))
     newest_first = (
@@ -89,6 +126,17 @@ def _history(count: str, items: ir.Table, ties: Sequence[str]) -> History:
     in_turn = ibis.window(group_by="user_id", order_by="block")
     joined = {name: blocks[name].concat(_or_empty(blocks[name].lag().over(in_turn))) for name in names}
     return History(count=count, length=length, lists=names, blocks=blocks.mutate(**joined))
+
+
+def _items(before: ir.Table, names: Sequence[str], like: ir.Table) -> ir.Table:
+    """Return the items of lists, newest first, with the columns of `like`."""
+    first, *others = (before[name] for name in names)
+    zipped = before.select("user_id", "time", item=first.zip(*others) if others else first)
+    rows = zipped.unnest("item", offset="age")
+    fields = {name: rows.item[f"f{number}"] for number, name in enumerate(names, 1)} if others else {}
+    items = rows.select("user_id", "time", **(fields or {names[0]: rows.item}), place=-rows.age)
+    rest = {name: ibis.null(kind) for name, kind in like.schema().items() if name not in items.columns}
+    return items.mutate(**rest).select(like.columns).cast(like.schema())
 
 
 def _with_lists(snapshots: ir.Table, history: History) -> ir.Table:

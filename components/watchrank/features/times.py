@@ -1,6 +1,7 @@
 """Stamps: from when on an event may be known. All times are UTC without a time zone."""
 
 import math
+from datetime import UTC, datetime, timedelta
 
 import ibis
 import ibis.expr.types as ir
@@ -16,6 +17,14 @@ def stamp(time: ir.TimestampValue, cadence: int) -> ir.TimestampValue:
         return time + INSTANT
     left = cadence - epoch_seconds(time) % cadence
     return time.truncate("s") + left.as_interval("s")
+
+
+def edge(time: datetime, cadence: int) -> datetime:
+    """Return the last instant up to a time that no stamp strides: its events have stamps up to it."""
+    if cadence == 0:
+        return time
+    past = (time - datetime.fromtimestamp(0, UTC)) % timedelta(seconds=cadence)
+    return time - past
 
 
 def rounded(time: ir.TimestampValue, cadence: int) -> ir.TimestampValue:
