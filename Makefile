@@ -15,6 +15,7 @@ STUDY ?=
 SEEDS ?=
 WORKSPACE ?= work/$(if $(DATA),$(SOURCE),simulated)
 SET ?=
+JOBS ?= 2
 KILLS ?= 20
 MINUTES ?= 30
 
@@ -47,8 +48,8 @@ serve: env  ## keep Triton up on the last release and say how to query it
 	$(BIN)/watchrank serve --workspace $(WORKSPACE)
 
 .PHONY: test
-test: env  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m 'not slow and not faults'
+test: env  ## all tests but the slow ones, in JOBS=2 processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow and not faults'
 
 .PHONY: test-slow
 test-slow: env  ## the tests that take minutes
