@@ -43,10 +43,10 @@ def test_the_window_ends_where_it_is_told_to_and_trains_on_as_many_days_as_it_is
 @pytest.mark.parametrize(
     ("setting", "missing"),
     [
-        ({"until": date(2026, 1, 8)}, "2026-01-08"),
+        ({"until": date(2026, 1, 8)}, "2026-01-06"),
         ({"until": date(2026, 1, 4)}, "2026-01-03"),
         ({"until": date(2026, 1, 10), "train_days": 2}, "2026-01-06"),
-        ({"until": date(2026, 1, 2), "train_days": 2}, "2025-12-30"),
+        ({"until": date(2026, 1, 2), "train_days": 2}, "2025-12-29"),
     ],
 )
 def test_a_day_that_the_window_counts_and_the_log_lacks_is_named(setting, missing):
