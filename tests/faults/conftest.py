@@ -78,6 +78,7 @@ class Runner:
     def __init__(self, folder: Path) -> None:
         """Start the process, whose programs say what they have to say below `folder`."""
         self.folder = folder
+        self.last: Run | None = None
         command = [sys.executable, str(HERE / "runner.py")]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, cwd=REPOSITORY, **pipes)
@@ -89,9 +90,12 @@ class Runner:
         output.mkdir()
         for stream in ("stdout", "stderr"):
             (output / stream).touch()
+        if self.last:  # of a test that failed
+            self.last.wait()
         self.process.stdin.write(json.dumps([program, str(output)]) + "\n")
         self.process.stdin.flush()
-        return Run(self.process, int(self.process.stdout.readline()), output)
+        self.last = Run(self.process, int(self.process.stdout.readline()), output)
+        return self.last
 
     def end(self, program: str) -> float:
         """Run a program to its end, which must be a good one; return the seconds it took."""
@@ -237,7 +241,8 @@ def reading(second_runner: Runner) -> Callable[[Path], AbstractContextManager[No
         finally:
             with suppress(ProcessLookupError):
                 os.kill(run.pid, signal.SIGTERM)
-        assert run.wait() == 0, run.stderr
+            run.wait()
+        assert run.code == 0, run.stderr
 
     return read
 

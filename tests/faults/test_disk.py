@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,10 @@ def copied(built: Workspace, stage: str, root: Path, *others: str) -> None:
         shutil.copytree(built.root / part, root / Path(part).name, dirs_exist_ok=True)
 
 
+def of_output(found: dict[str, Any], stage: str) -> dict[str, Any]:
+    return {name: content for name, content in found.items() if name.startswith(f"{OUTPUTS[stage][0]}/")}
+
+
 def fault_of(run: Run) -> str:
     """Return the one sentence of a run that failed in order."""
     assert run.wait() in range(1, 7), run.stderr
@@ -95,8 +100,8 @@ def test_a_stage_that_cannot_write_says_so_and_changes_nothing(
     told = fault_of(runner.start(program))
     assert re.search("[Ss]pace" if fault == "full" else "Read-only", told), told
     assert re.search("free disk space", told), told
-    found = contents(disk.folder)
-    assert [name for name, content in before.items() if found[name] != content and stage != "features"] == []
+    if stage != "ingest":  # which goes by day; what a reader may see of it, its manifest says
+        assert of_output(contents(disk.folder), stage) == of_output(before, stage)
     disk.widen()
     runner.end(program)
     for output in OUTPUTS[stage]:

@@ -32,6 +32,10 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 """(model, batch) to the loss of each impression [B, K], 0 in the places that hold none."""
 
 
+_SHORTEST = 1e-9
+"""Seconds: a run resumed at the end of an epoch trains for none."""
+
+
 class Batches(Protocol):
     """What `fit` reads: a number of batches, and the batches of an epoch in a repeatable order."""
 
@@ -210,8 +214,8 @@ class Fit:
             train_loss=loss_sum / impressions,
             validation_loss=validation_loss,
             seconds=clock.seconds,
-            impressions_a_second=seen / clock.training_seconds,
-            loading_share=clock.loading_seconds / clock.training_seconds,
+            impressions_a_second=seen / max(clock.training_seconds, _SHORTEST),
+            loading_share=clock.loading_seconds / max(clock.training_seconds, _SHORTEST),
         )
         logger.info("%s", line)
         state.history.append(asdict(line))

@@ -79,6 +79,19 @@ def test_a_run_killed_in_mid_epoch_ends_as_an_uninterrupted_one(prepared, tmp_pa
     assert not checkpoint.exists()
 
 
+def test_a_run_killed_at_the_end_of_an_epoch_ends_as_an_uninterrupted_one(prepared, tmp_path, monkeypatch):
+    training = prepared.config.training.model_copy(update={"checkpoint_steps": 1})
+    arguments = (prepared.place.dataset, tmp_path / "killed", prepared.config.ranking, training)
+    train_ranking(prepared.place.dataset, tmp_path / "whole", prepared.config.ranking, training)
+    with monkeypatch.context() as patch:
+        patch.setattr(Fit, "_close_epoch", lambda fit, clock: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_ranking(*arguments)
+    train_ranking(*arguments)
+    whole, resumed = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
 def test_a_checkpoint_of_another_run_is_not_used(prepared, tmp_path):
     data = RankingDataset.open(prepared.place.dataset)
     settings = prepared.config.training.model_copy(update={"epochs": 1})
