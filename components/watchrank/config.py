@@ -675,7 +675,7 @@ def read_yaml(text: str) -> Any:
         ValueError: it is no YAML, or a value is not what it is said to be; the text is one line.
     """
     try:
-        return yaml.load(text, _UniqueKeys)
+        return _UniqueKeys(text).get_single_data()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except yaml.MarkedYAMLError as error:

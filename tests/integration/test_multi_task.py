@@ -135,5 +135,5 @@ def test_a_request_weighs_the_tasks_anew(ask):
 def test_a_weight_of_no_task_is_refused(ask):
     with pytest.raises(InputError, match="'share_weight' is no input"):
         ask(1, score_weights={"share": 1.0})
-    with pytest.raises(InputError, match="weight of like is no finite number"):
+    with pytest.raises(InputError, match="weight of like is nan; give a number"):
         ask(1, score_weights={"like": float("nan")})

@@ -34,7 +34,7 @@ def test_help_lists_the_stages_and_explains_options(tmp_path):
 
 
 def test_stages_run_one_by_one(tmp_path):
-    small = [*SMALL, "--set", "validation.min_rows_a_day=5"]
+    small = [*SMALL, "--set", "validation.min_rows_a_day=5", "--set", "validation.max_user_share=1"]
     for stage in ("simulate", "ingest", "validate"):
         done = watchrank(stage, *small, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
