@@ -181,16 +181,18 @@ def rollback(
 
     `deploy --release` and `push --release` name another one.
     """
-    from watchrank.deployment.release_store import ReleaseStore
+    if store is not None:
+        from watchrank.deployment.release_store import ReleaseStore
+
+        there = ReleaseStore(store)
+        there.serve(there.release_before())
+        _print_pointer(there)
+        return
     from watchrank.deployment.rollback import roll_back
 
     place, settings = Workspace(workspace), Config.load(config, override)
-    reached = settings.deployment if store else _reached(place, settings)
-    before, now = roll_back(place.releases, place.model_repository, store, None, reached)
-    if store:
-        _print_pointer(ReleaseStore(store))
-    else:
-        console.print(f"Release {now} serves. Before it did release {before}.")
+    before, now = roll_back(place.releases, place.model_repository, None, None, _reached(place, settings))
+    console.print(f"Release {now} serves. Before it did release {before}.")
 
 
 @app.command()
