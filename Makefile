@@ -53,7 +53,7 @@ test: env  ## all tests but the slow ones, in JOBS=2 processes
 
 .PHONY: test-slow
 test-slow: env  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow
 
 .PHONY: test-faults
 test-faults: env  ## KILLS=20 of every stage, full disks, runs at once, a soak of MINUTES=30; about two hours

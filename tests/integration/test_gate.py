@@ -217,6 +217,7 @@ def test_the_component_refuses_a_bad_model_after_it_wrote_the_decision(place, tm
     before = served(place)
     outputs = {
         "metrics": dsl.Metrics(),
+        "roc": dsl.ClassificationMetrics(),
         "results": dsl.Dataset(uri=str(tmp_path / "results")),
         "report": dsl.HTML(uri=str(tmp_path / "report")),
         "gate": dsl.Markdown(uri=str(tmp_path / "gate")),
@@ -228,6 +229,7 @@ def test_the_component_refuses_a_bad_model_after_it_wrote_the_decision(place, tm
             truth="",
             workspace=str(place.root),
             model_repository=str(place.model_repository),
+            release_store="",
             gates=GATES.model_dump(mode="json"),
             **outputs,
         )
