@@ -6,7 +6,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -125,6 +125,12 @@ def needed(program: str, *places: Path) -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return found
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """Return where a program is that a test cannot do without; see `needed`."""
+    return needed
 
 
 def free_port() -> int:

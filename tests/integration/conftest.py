@@ -2,11 +2,15 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import pytest
 import uvicorn
 
 from watchrank.config import ServingSettings
+from watchrank.deployment.deploy import deploy
+from watchrank.deployment.local_server import LocalTriton
+from watchrank.feature_store import materialise
 from watchrank.serving.http import create_app
 from watchrank.serving.popular import PopularVideos
 
@@ -35,3 +39,23 @@ def serving():
                 thread.join()
 
     return running
+
+
+@pytest.fixture(scope="module")
+def store(prepared):
+    materialise(prepared.store, datetime.now(UTC))
+    return prepared.store
+
+
+@pytest.fixture(scope="module")
+def triton(triton_venv, released, tmp_path_factory):
+    repository, state = tmp_path_factory.mktemp("repository"), tmp_path_factory.mktemp("state")
+    with LocalTriton(venv=triton_venv, repository=repository, state=state) as running:
+        deploy(released, repository, running.settings)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def url(serving, triton, store, tmp_path_factory):
+    with serving(store, triton.settings, tmp_path_factory.mktemp("log")) as url:
+        yield url

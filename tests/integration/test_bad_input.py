@@ -7,7 +7,6 @@ import shlex
 import sys
 import urllib.error
 import urllib.request
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,8 @@ import pytest
 
 from watchrank.cli import main as watchrank
 from watchrank.config import EngineSettings, IngestionSettings
-from watchrank.deployment.deploy import deploy
-from watchrank.deployment.local_server import LocalTriton
 from watchrank.errors import InputError
-from watchrank.feature_store import materialise, online_user_features
+from watchrank.feature_store import online_user_features
 from watchrank.ingestion import ingest
 from watchrank.serving.client import TritonClient
 from watchrank.serving.question import Question
@@ -218,26 +215,6 @@ def test_bad_parameters(place, monkeypatch, capfd, what):
 
 
 # -- Triton and HTTP -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def store(prepared):
-    materialise(prepared.store, datetime.now(UTC))
-    return prepared.store
-
-
-@pytest.fixture(scope="module")
-def triton(triton_venv, released, tmp_path_factory):
-    repository, state = tmp_path_factory.mktemp("repository"), tmp_path_factory.mktemp("state")
-    with LocalTriton(venv=triton_venv, repository=repository, state=state) as running:
-        deploy(released, repository, running.settings)
-        yield running
-
-
-@pytest.fixture(scope="module")
-def url(serving, triton, store, tmp_path_factory):
-    with serving(store, triton.settings, tmp_path_factory.mktemp("log")) as url:
-        yield url
 
 
 @rows_of("HTTP")

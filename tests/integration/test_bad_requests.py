@@ -25,10 +25,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from watchrank.deployment.deploy import deploy
-from watchrank.deployment.local_server import LocalTriton
 from watchrank.errors import InputError
-from watchrank.feature_store import materialise, online_user_features
+from watchrank.feature_store import online_user_features
 from watchrank.schema import PAD_ID, RECOMMEND_INPUTS
 from watchrank.serving.client import TritonClient
 from watchrank.serving.question import Question
@@ -41,26 +39,6 @@ CHECKS = [
     negative_data_rejection,
 ]
 ASK = {"user_ids": [1, 3], "now": NOW, "k": 4}
-
-
-@pytest.fixture(scope="module")
-def store(prepared):
-    materialise(prepared.store, datetime.now(UTC))
-    return prepared.store
-
-
-@pytest.fixture(scope="module")
-def triton(triton_venv, released, tmp_path_factory):
-    repository, state = tmp_path_factory.mktemp("repository"), tmp_path_factory.mktemp("state")
-    with LocalTriton(venv=triton_venv, repository=repository, state=state) as running:
-        deploy(released, repository, running.settings)
-        yield running
-
-
-@pytest.fixture(scope="module")
-def url(serving, triton, store, tmp_path_factory):
-    with serving(store, triton.settings, tmp_path_factory.mktemp("log")) as url:
-        yield url
 
 
 # -- Triton ----------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -90,13 +89,8 @@ class Redis:
 
 
 @pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
-    program = shutil.which("redis-server")
-    if program is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("there is no redis-server; install it")
-        pytest.skip("there is no redis-server")
-    server = Redis(program, tmp_path_factory.mktemp("redis"))
+def redis_server(program, tmp_path_factory):
+    server = Redis(program("redis-server"), tmp_path_factory.mktemp("redis"))
     yield server
     server.kill()
 

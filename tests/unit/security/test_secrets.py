@@ -1,7 +1,6 @@
 """Secrets are planted wherever one may be; nothing that is rendered, written or told holds one of them."""
 
 import asyncio
-import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,9 +105,8 @@ def test_compiled_pipelines_name_secrets_and_hold_none(config, told, tmp_path):
 
 
 @pytest.mark.parametrize("overlay", ["local", "production"])
-def test_rendered_manifests_hold_none(overlay):
-    if shutil.which("kubectl") is None:
-        pytest.skip("there is no kubectl")
+def test_rendered_manifests_hold_none(program, overlay):
+    program("kubectl")
     folder = ROOT / "infra" / "kubernetes" / "overlays" / overlay
     rendered = subprocess.run(
         ["kubectl", "kustomize", folder], capture_output=True, text=True, check=True
