@@ -48,6 +48,11 @@ class EngineSettings(Settings):
     threads: int = Field(0, ge=0, description="threads DuckDB may use; 0 for all cores")
     spark: SparkSessionSettings = SparkSessionSettings()
 
+    @property
+    def duckdb(self) -> "EngineSettings":
+        """DuckDB in the same memory, for what Spark has no part in."""
+        return self.model_copy(update={"kind": "duckdb"})
+
 
 class SimulationSettings(Settings):
     """A log with known expected watch time."""

@@ -61,7 +61,9 @@ _ARROW: dict[Dtype, pa.DataType] = {
 }
 
 
-def open_store(feature_repo: Path, features: Path, state: Path) -> FeatureStore:
+def open_store(
+    feature_repo: Path, features: Path, state: Path, engine: EngineSettings = EngineSettings()
+) -> FeatureStore:
     """Apply the definitions of `feature_repo` to the features of one folder and open the store.
 
     Args:
@@ -70,6 +72,7 @@ def open_store(feature_repo: Path, features: Path, state: Path) -> FeatureStore:
             registry in Postgres too.
         features: folder that `features.build_features` wrote.
         state: folder of the registry and the local online store; made when it is not there.
+        engine: the memory and threads in which DuckDB reads the features.
 
     Raises:
         InputError: one of the two folders lacks its files, an environment variable of the file is not set, or
@@ -91,7 +94,15 @@ def open_store(feature_repo: Path, features: Path, state: Path) -> FeatureStore:
         definitions = runpy.run_path(str(file.parent / "definitions.py"))
         kinds = (Entity, FeatureView, FeatureService)
         with _sqlite_explained():
-            return _applied(file, [value for value in definitions.values() if isinstance(value, kinds)])
+            store = _applied(file, [value for value in definitions.values() if isinstance(value, kinds)])
+    store.config.offline_store.engine = engine.duckdb
+    return store
+
+
+def engine_of(store: FeatureStore) -> EngineSettings:
+    """Return the memory and threads that `open_store` was given."""
+    found: EngineSettings = store.config.offline_store.engine
+    return found
 
 
 def historical_features(
@@ -119,7 +130,7 @@ def historical_blocks(
     The features are read once, however many blocks there are, and one block is held.
     """
     numbered = entity_rows.assign(row_id=np.arange(len(entity_rows)))
-    with _bounded_engine() as engine:
+    with _bounded_engine(store) as engine:
         job = store.get_historical_features(
             numbered, features=feature_refs(tables), filter_by_created_timestamp=True
         )
@@ -143,7 +154,7 @@ def materialise(store: FeatureStore, until: datetime) -> None:
     Raises:
         StorageError: the local online store cannot be written.
     """
-    with _bounded_engine(), _sqlite_explained(), contextlib.redirect_stdout(io.StringIO()):
+    with _bounded_engine(store), _sqlite_explained(), contextlib.redirect_stdout(io.StringIO()):
         store.materialize(datetime.fromtimestamp(0, UTC), until)
 
 
@@ -309,9 +320,9 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bounded_engine() -> Iterator[Engine]:
+def _bounded_engine(store: FeatureStore) -> Iterator[Engine]:
     """Let Feast, which reads through Ibis' default engine, run in bounded memory and spill to disk."""
-    engine, before = connect(EngineSettings(), joins_as_written=True), ibis.options.default_backend
+    engine, before = connect(engine_of(store), joins_as_written=True), ibis.options.default_backend
     ibis.set_backend(engine.backend)
     try:
         yield engine

@@ -24,13 +24,16 @@ from feast.infra.offline_stores.ibis import IbisRetrievalJob
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.repo_config import RepoConfig
 
+from watchrank.config import EngineSettings
+
 UTC_MICROSECONDS = "timestamp('UTC', 6)"
 
 
 class AsOfOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc]
-    """The settings of `AsOfOfflineStore`: those of Feast's own."""
+    """The settings of `AsOfOfflineStore`: those of Feast's own, and in how much memory it runs."""
 
     type: str = "watchrank.offline_store.AsOfOfflineStore"
+    engine: EngineSettings = EngineSettings()
 
 
 class AsOfOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]

@@ -13,6 +13,7 @@ def build_candidate_dataset(
     feature_repo: str,
     examples: dict,
     split: dict,
+    engine: dict,
     dataset: Output[Dataset],
 ):
     """Choose the watches to predict and join each with what was known of its user before it.
@@ -24,17 +25,19 @@ def build_candidate_dataset(
         feature_repo: folder of the Feast definitions.
         examples: settings: which watches are examples.
         split: settings: the window.
+        engine: settings of the engine: memory and threads.
         dataset: memory-mappable columns by split.
     """
     from pathlib import Path
 
-    from watchrank.config import ExampleSettings, SplitSettings, parse
+    from watchrank.config import EngineSettings, ExampleSettings, SplitSettings, parse
     from watchrank.datasets.candidates import build_candidate_dataset
     from watchrank.feature_store import open_store
     from watchrank.workspace import Workspace
 
     state = Workspace(Path(workspace)).feature_store
-    feast = open_store(Path(feature_repo), Path(store.metadata["folder"]), state)
+    limits = parse(EngineSettings, engine, "engine")
+    feast = open_store(Path(feature_repo), Path(store.metadata["folder"]), state, limits)
     settings, window = parse(ExampleSettings, examples, "examples"), parse(SplitSettings, split, "split")
     build_candidate_dataset(Path(events.metadata["folder"]), feast, Path(dataset.path), settings, window)
 

@@ -147,7 +147,8 @@ def build_features(
     else:
         cadence, here = parse(FeatureSettings, features, "features"), parse(EngineSettings, engine, "engine")
         build_features(Path(events.metadata["folder"]), place.features, cadence, here)
-        materialise(open_store(Path(feature_repo), place.features, place.feature_store), datetime.now(UTC))
+        opened = open_store(Path(feature_repo), place.features, place.feature_store, here)
+        materialise(opened, datetime.now(UTC))
     write_json(Path(store.path), {"features": str(place.features), "state": str(place.feature_store)})
     store.metadata["folder"] = str(place.features)
 
@@ -159,6 +160,7 @@ def build_dataset(
     workspace: str,
     feature_repo: str,
     split: dict,
+    engine: dict,
     dataset: Output[Dataset],
 ):
     """Join every impression with Feast's features as of its time; split by day.
@@ -169,17 +171,19 @@ def build_dataset(
         workspace: holds Feast's registry.
         feature_repo: folder of the Feast definitions.
         split: settings: which days train, validate and test.
+        engine: settings of the engine: memory and threads.
         dataset: memory-mappable columns by split.
     """
     from pathlib import Path
 
-    from watchrank.config import SplitSettings, parse
+    from watchrank.config import EngineSettings, SplitSettings, parse
     from watchrank.datasets.ranking import build_ranking_dataset
     from watchrank.feature_store import open_store
     from watchrank.workspace import Workspace
 
     state = Workspace(Path(workspace)).feature_store
-    feast = open_store(Path(feature_repo), Path(store.metadata["folder"]), state)
+    limits = parse(EngineSettings, engine, "engine")
+    feast = open_store(Path(feature_repo), Path(store.metadata["folder"]), state, limits)
     settings = parse(SplitSettings, split, "split")
     build_ranking_dataset(Path(events.metadata["folder"]), feast, Path(dataset.path), settings)
 

@@ -10,25 +10,28 @@ from watchrank_components.image import component
 
 
 @component
-def build_search_dataset(events: Input[Dataset], text: dict, split: dict, dataset: Output[Dataset]):
+def build_search_dataset(
+    events: Input[Dataset], text: dict, split: dict, engine: dict, dataset: Output[Dataset]
+):
     """Choose the searches that led to a watch; read them and all titles.
 
     Args:
         events: of `ingest`.
         text: settings: which searches are examples and how texts are read.
         split: settings: which days train, validate and test.
+        engine: settings of the engine: memory and threads.
         dataset: memory-mappable columns by split; `absent` in its metadata when the log has no searches.
     """
     from pathlib import Path
 
-    from watchrank.config import SplitSettings, TextSettings, parse
+    from watchrank.config import EngineSettings, SplitSettings, TextSettings, parse
     from watchrank.datasets.searches import build_search_dataset
     from watchrank.errors import AbsentError
 
     windows = parse(SplitSettings, split, "split")
-    settings = parse(TextSettings, text, "text")
+    settings, limits = parse(TextSettings, text, "text"), parse(EngineSettings, engine, "engine")
     try:
-        build_search_dataset(Path(events.metadata["folder"]), Path(dataset.path), settings, windows)
+        build_search_dataset(Path(events.metadata["folder"]), Path(dataset.path), settings, windows, limits)
     except AbsentError as error:
         print(f"Text matching is left out. {error}")
         Path(dataset.path).mkdir()

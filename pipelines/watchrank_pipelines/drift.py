@@ -17,7 +17,7 @@ class Reports(NamedTuple):
     skew: HTML
 
 
-@pipeline("watchrank-drift", "watchrank: drift", "split", "drift")
+@pipeline("watchrank-drift", "watchrank: drift", "engine", "split", "drift")
 def drift_pipeline(
     workspace: str,
     request_log: str = "",
@@ -41,6 +41,7 @@ def drift_pipeline(
         workspace=workspace,
         feature_repo=feature_repo,
         split=settings["split"],
+        engine=settings["engine"],
     ).set_display_name("Dataset")
     drifted = effect(
         monitoring_components.report_drift(

@@ -110,7 +110,7 @@ def data_group(workspace: str, data: str, source: str, feature_repo: str, *, set
     return Data(events, store, log.outputs["truth"], validated.outputs["report"])
 
 
-@pipeline("ranker", "Ranker", "model", "split", "ranking", "training", "launch", "gates", "drift")
+@pipeline("ranker", "Ranker", "model", "engine", "split", "ranking", "training", "launch", "gates", "drift")
 def ranker_group(
     events: Dataset,
     store: Dataset,
@@ -143,6 +143,7 @@ def ranker_group(
             workspace=workspace,
             feature_repo=feature_repo,
             split=settings["split"],
+            engine=settings["engine"],
         )
         .set_display_name("Dataset")
         .outputs["dataset"]
@@ -185,6 +186,7 @@ def ranker_group(
 @pipeline(
     "candidates",
     "Candidate generation",
+    "engine",
     "split",
     "examples",
     "candidates",
@@ -219,6 +221,7 @@ def candidate_group(
             feature_repo=feature_repo,
             examples=settings["examples"],
             split=settings["split"],
+            engine=settings["engine"],
         )
         .set_display_name("Dataset")
         .outputs["dataset"]
@@ -236,7 +239,7 @@ def candidate_group(
     return Matcher(trained.outputs["model"], dataset, evaluated.outputs["results"])
 
 
-@pipeline("text", "Text matching", "split", "text", "text_training", "launch")
+@pipeline("text", "Text matching", "engine", "split", "text", "text_training", "launch")
 def text_group(events: Dataset, start: str, *, settings: Settings) -> Matcher:
     """Match searches with titles; passed by where the log has no searches.
 
@@ -246,7 +249,9 @@ def text_group(events: Dataset, start: str, *, settings: Settings) -> Matcher:
         settings: Its sections of the configuration.
     """
     dataset = (
-        text_components.build_search_dataset(events=events, text=settings["text"], split=settings["split"])
+        text_components.build_search_dataset(
+            events=events, text=settings["text"], split=settings["split"], engine=settings["engine"]
+        )
         .set_display_name("Dataset")
         .outputs["dataset"]
     )

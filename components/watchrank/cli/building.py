@@ -96,7 +96,8 @@ def features(
     with console.status("building the feature tables"):
         build_features(place.events, place.features, settings.features, settings.engine)
     with console.status("materialising the online store"):
-        materialise(open_store(feature_repo, place.features, place.feature_store), datetime.now(UTC))
+        store = open_store(feature_repo, place.features, place.feature_store, settings.engine)
+        materialise(store, datetime.now(UTC))
     console.print(f"Features in {place.features}, online store in {place.feature_store}.")
 
 
@@ -111,10 +112,10 @@ def dataset(
     from watchrank.datasets.ranking import build_ranking_dataset
     from watchrank.feature_store import open_store
 
-    place = Workspace(workspace)
-    store = open_store(feature_repo, place.features, place.feature_store)
+    place, settings = Workspace(workspace), Config.load(config, override)
+    store = open_store(feature_repo, place.features, place.feature_store, settings.engine)
     with console.status("joining impressions with their features"):
-        build_ranking_dataset(place.events, store, place.dataset, Config.load(config, override).split)
+        build_ranking_dataset(place.events, store, place.dataset, settings.split)
     console.print(f"Dataset in {place.dataset}.")
 
 
@@ -167,7 +168,7 @@ def candidate_dataset(
     from watchrank.feature_store import open_store
 
     place, settings = Workspace(workspace), Config.load(config, override)
-    store = open_store(feature_repo, place.features, place.feature_store)
+    store = open_store(feature_repo, place.features, place.feature_store, settings.engine)
     with console.status("joining watches with what was known before them"):
         build_candidate_dataset(
             place.events, store, place.candidate_dataset, settings.examples, settings.split
@@ -216,7 +217,9 @@ def search_dataset(
 
     place, settings = Workspace(workspace), Config.load(config, override)
     with console.status("reading searches and titles"):
-        build_search_dataset(place.events, place.search_dataset, settings.text, settings.split)
+        build_search_dataset(
+            place.events, place.search_dataset, settings.text, settings.split, settings.engine
+        )
     console.print(f"Examples in {place.search_dataset}.")
 
 

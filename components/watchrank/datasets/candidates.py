@@ -29,7 +29,7 @@ import pandas as pd
 import pyarrow as pa
 
 from watchrank import events as event_files
-from watchrank.config import EngineSettings, ExampleSettings, SplitSettings
+from watchrank.config import ExampleSettings, SplitSettings
 from watchrank.datasets.columns import Columns, ColumnWriter, read_columns
 from watchrank.datasets.windows import Limits, between, uploaded_before, window
 from watchrank.engine import Engine, connect
@@ -38,7 +38,6 @@ from watchrank.schema import (
     EARLIER_WATCHES,
     EVENT_TIMESTAMP,
     FEATURE_ORIGIN,
-    PAD_ID,
     USER_ACTIVITY,
     USER_PROFILE,
     VIDEO_PROFILE,
@@ -48,6 +47,9 @@ from watchrank.storage import atomic_path, write_json, writing
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+
+READ_EXAMPLES = 2_000_000
+"""Examples, still without features, that are held at once."""
 
 BLOCK_EXAMPLES = 50_000
 """Examples that are held at once with their features."""
@@ -59,6 +61,10 @@ _ACTIVITY = replace(
     columns=tuple(USER_ACTIVITY.column(name) for name in ("watched_video_ids", "search_token_ids")),
 )
 _TABLES: tuple[Table, ...] = (USER_PROFILE, _ACTIVITY)
+_1970 = ibis.literal(datetime.fromtimestamp(0, UTC), "timestamp('UTC')")
+_WATCHED = USER_ACTIVITY.column("watched_video_ids")
+_DTYPES: dict[str, type[np.generic]] = {"int64": np.int64, "float32": np.float32, "list<int64>": np.int64}
+_ORDER = ("timestamp_us", "place", "video_id")
 _SEGMENT = ("user_language", "country")
 
 
@@ -126,16 +132,23 @@ def build_candidate_dataset(
     Raises:
         InputError: the events have no watch that counts, or lack a day of the window.
     """
+    from watchrank.feature_store import engine_of  # Feast is slow to import
+
     limits = window(event_files.days(events), split)
     now = limits[1] or datetime.now(UTC)
     with ExitStack() as stack:
-        con = connect(EngineSettings())
+        con = connect(engine_of(store))
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))
         stack.enter_context(writing(output))
         fresh = stack.enter_context(atomic_path(output))
+        fresh.mkdir()
         watches = choose_examples(_watches(con, events, settings, limits), settings.max_a_user)
-        if watches.empty:
+        if event_files.has(events, EARLIER_WATCHES):
+            watches = with_lists_before(watches)
+        watches = con.staged(watches, fresh.with_name("watches"))
+        learned = watches.filter(watches.split.isin(["train", "none"])).drop("split")
+        if not watches.count().to_pyarrow().as_py():
             raise InputError(
                 f"The events in {events} have no watch that is {settings.positive}; "
                 "set examples.positive or examples.completed_share."
@@ -145,15 +158,17 @@ def build_candidate_dataset(
         users = event_files.users(con, events).select("user_id").to_pyarrow()["user_id"].to_numpy()
         _write_profiles(store, fresh / "videos", "video_id", VIDEO_PROFILE, np.sort(videos), now)
         _write_profiles(store, fresh / "users", "user_id", USER_PROFILE, np.sort(users), now, _SEGMENT)
-        learned = watches[watches["split"].isin(["train", "none"])]
-        _write(fresh / "watches", {n: learned[n].to_numpy() for n in ("user_id", "video_id", "timestamp_us")})
-        splits = {name: _write_split(store, fresh / name, watches, name) for name in SPLITS}
-        end = watches.loc[watches["split"] == "train", "timestamp_us"].max()
+        _write_watches(con, fresh / "watches", learned)
+        splits = {
+            name: _write_split(con, store, fresh / name, watches.filter(watches.split == name))
+            for name in SPLITS
+        }
+        last = watches.filter(watches.split == "train").timestamp_us.max().to_pyarrow().as_py()
         manifest = {
             "absent_features": sorted(
                 name for name, origin in FEATURE_ORIGIN.items() if origin in event_files.absent(events)
             ),
-            "end_seconds": int(end) // 1_000_000 if len(learned) else 0,
+            "end_seconds": (last or 0) // 1_000_000,
             "settings": settings.model_dump(),
             "window": [str(limit) if limit else None for limit in limits],
             "splits": splits,
@@ -164,7 +179,7 @@ def build_candidate_dataset(
 # -- Choosing examples ----------------------------------------------------------------------------------
 
 
-def choose_examples(watches: pd.DataFrame, max_a_user: int) -> pd.DataFrame:
+def choose_examples(watches: ir.Table, max_a_user: int) -> ir.Table:
     """Decide which watches are examples, and of which split.
 
     Args:
@@ -173,22 +188,36 @@ def choose_examples(watches: pd.DataFrame, max_a_user: int) -> pd.DataFrame:
         max_a_user: training examples a user at the most; the latest are taken.
 
     Returns:
-        The watches that count, the first of each user and video, sorted by user and time, with `split`:
-        "test" for a user's last, "validation" for the one before where three or more are left, "train", or
-        "none" beyond `max_a_user`. A watch of a video that the user had opened before is no example.
+        The watches that count, the first of each user and video, with `split`: "test" for a user's last,
+        "validation" for the one before where three or more are left, "train", or "none" beyond `max_a_user`.
+        A watch of a video that the user had opened before is no example.
     """
-    ordered = watches.sort_values(["user_id", "timestamp_us", "place", "video_id"], kind="stable")
-    first = ~ordered.duplicated(["user_id", "video_id"])
-    found = ordered[first & ordered["counts"]].drop(columns="counts").reset_index(drop=True)
-    of_user = found.groupby("user_id")["video_id"]
-    from_last = of_user.cumcount(ascending=False)
-    number = of_user.transform("size")
-    kinds = [from_last == 0, (from_last == 1) & (number >= 3), from_last < max_a_user + 2]
-    found["split"] = np.select(kinds, ["test", "validation", "train"], default="none")
-    return found
+    of_video = ibis.window(
+        group_by=["user_id", "video_id"], order_by=["timestamp_us", "place", ibis.desc("counts")]
+    )
+    first = watches.mutate(number=ibis.row_number().over(of_video)).filter(ibis._.number == 0, ibis._.counts)
+    found = first.drop("number", "counts")
+    latest_first = ibis.window(group_by="user_id", order_by=[ibis.desc(name) for name in _ORDER])
+    of_user = ibis.window(group_by="user_id")
+    counted = found.mutate(from_last=ibis.row_number().over(latest_first), number=found.count().over(of_user))
+    split = ibis.cases(
+        (counted.from_last == 0, "test"),
+        ((counted.from_last == 1) & (counted.number >= 3), "validation"),
+        (counted.from_last < max_a_user + 2, "train"),
+        else_="none",
+    )
+    return counted.mutate(split=split).drop("from_last", "number")
 
 
-def _watches(con: Engine, events: Path, settings: ExampleSettings, limits: Limits) -> pd.DataFrame:
+def with_lists_before(watches: ir.Table) -> ir.Table:
+    """List for each earlier watch those `before` it, newest first: Feast knows no order among them."""
+    is_earlier = watches.place >= 0
+    before = ibis.window(group_by="user_id", order_by=ibis.desc("place"), following=(1, _WATCHED.length))
+    earlier = watches.filter(is_earlier).mutate(before=lambda rows: rows.video_id.collect().over(before))
+    return earlier.union(watches.filter(~is_earlier).mutate(before=ibis.null("array<int64>")))
+
+
+def _watches(con: Engine, events: Path, settings: ExampleSettings, limits: Limits) -> ir.Table:
     """Return all clicked impressions and earlier watches; `place` is -1 for an impression."""
     impressions = event_files.impressions(con, events)
     clicked = impressions.filter(impressions.clicked)
@@ -200,23 +229,16 @@ def _watches(con: Engine, events: Path, settings: ExampleSettings, limits: Limit
         place=ibis.literal(-1, "int64"),
         counts=_counts(joined, settings).fill_null(False),
     )
-    if EARLIER_WATCHES.name in event_files.manifest(events).tables:
+    if event_files.has(events, EARLIER_WATCHES):
         earlier = event_files.earlier_watches(con, events)
         rows = rows.union(
-            earlier.select(
-                "user_id",
-                "video_id",
-                "timestamp",
-                "place",
-                counts=ibis.literal(True),
-            )
+            earlier.select("user_id", "video_id", "timestamp", "place", counts=ibis.literal(True))
         )
     start, end = limits
     rows = between(rows, None, end)
-    found = rows.mutate(counts=rows.counts & (rows.timestamp >= start) if start else rows.counts).to_pyarrow()
-    times = found["timestamp"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
-    frame: pd.DataFrame = found.drop_columns("timestamp").append_column("timestamp_us", times).to_pandas()
-    return frame
+    since_1970 = rows.timestamp.delta(_1970, unit="microsecond")
+    counts = rows.counts & (rows.timestamp >= start) if start else rows.counts
+    return rows.select("user_id", "video_id", "place", timestamp_us=since_1970, counts=counts)
 
 
 def _counts(rows: ir.Table, settings: ExampleSettings) -> ir.BooleanValue:
@@ -252,65 +274,57 @@ def _write_profiles(
     _write(folder, {key: ids, **{name: found[name] for name in names or found}})
 
 
-def _write_split(store: "FeatureStore", folder: Path, watches: pd.DataFrame, name: str) -> dict[str, Any]:
-    examples = watches[watches["split"] == name].sort_values("timestamp_us", kind="stable")
-    lists = _earlier_lists(watches)
-    writer: ColumnWriter | None = None
-    with ExitStack() as stack:
-        for columns in _with_features(store, examples, lists):
-            if writer is None:
-                empty = {column: values[:0] for column, values in columns.items()}
-                writer = stack.enter_context(ColumnWriter(folder, empty))
-            writer.append(columns)
-    if writer is None:
-        _write(folder, {"user_id": np.empty(0, np.int64), "video_id": np.empty(0, np.int64)})
-        return {"rows": 0, "checksum": ""}
-    return {"rows": writer.rows, "checksum": f"{writer.checksum:08x}"}
+def _write_watches(con: Engine, folder: Path, watches: ir.Table) -> None:
+    names = ("user_id", "video_id", "timestamp_us")
+    with ColumnWriter(folder, {name: np.empty(0, np.int64) for name in names}) as writer:
+        for batch in con.batches(watches.order_by("user_id", *_ORDER).select(*names), READ_EXAMPLES):
+            writer.append({name: batch[name].to_numpy() for name in names})
 
 
-def _with_features(store: "FeatureStore", examples: pd.DataFrame, lists: Columns) -> Iterator[Columns]:
+def _write_split(con: Engine, store: "FeatureStore", folder: Path, examples: ir.Table) -> dict[str, Any]:
+    """Write the examples of a split in order of time, with their users' features."""
+    in_order = examples.order_by("timestamp_us", "user_id", "place", "video_id")
+    with ColumnWriter(folder, _columns()) as writer:
+        for batch in con.batches(in_order, READ_EXAMPLES):
+            for columns in _with_features(store, batch):
+                writer.append(columns)
+    return {"rows": writer.rows, "checksum": f"{writer.checksum:08x}" if writer.rows else ""}
+
+
+def _columns() -> Columns:
+    ids = {name: np.empty(0, np.int64) for name in ("user_id", "video_id", "now")}
+    features = [column for table in _TABLES for column in table.columns]
+    return ids | {
+        column.name: np.empty((0, column.length) if column.length else 0, _DTYPES[column.dtype])
+        for column in features
+    }
+
+
+def _with_features(store: "FeatureStore", examples: pa.RecordBatch) -> Iterator[Columns]:
     """Yield the examples' own columns and features, `BLOCK_EXAMPLES` at a time."""
-    from watchrank.feature_store import historical_blocks  # Feast is slow to import
+    from watchrank.feature_store import historical_blocks, pad_lists
 
-    if examples.empty:
-        return
-    entities = _entities("user_id", examples["user_id"].to_numpy(), examples["timestamp_us"].to_numpy())
+    own = {name: examples[name].to_numpy() for name in ("user_id", "video_id", "timestamp_us", "place")}
+    entities = _entities("user_id", own["user_id"], own["timestamp_us"])
     start = 0
     for columns in historical_blocks(store, _TABLES, entities, BLOCK_EXAMPLES):
-        rows = examples.iloc[start : start + len(columns["watched_video_ids"])]
-        start += len(rows)
-        earlier = rows["place"].to_numpy() >= 0
-        columns["watched_video_ids"][earlier] = _last_before(rows[earlier], lists)
-        own = {
-            "user_id": rows["user_id"].to_numpy(),
-            "video_id": rows["video_id"].to_numpy(),
-            "now": rows["timestamp_us"].to_numpy() // 1_000_000,
+        rows = slice(start, start + len(columns["watched_video_ids"]))
+        start = rows.stop
+        earlier = own["place"][rows] >= 0
+        if earlier.any():
+            before = pad_lists(examples["before"][rows], columns["watched_video_ids"].shape[1])
+            columns["watched_video_ids"][earlier] = before[earlier]
+        yield {
+            "user_id": own["user_id"][rows],
+            "video_id": own["video_id"][rows],
+            "now": own["timestamp_us"][rows] // 1_000_000,
+            **columns,
         }
-        yield own | columns
 
 
 def _entities(key: str, ids: np.ndarray, timestamp_us: np.ndarray) -> pd.DataFrame:
     times = pd.DatetimeIndex(timestamp_us.view("datetime64[us]")).tz_localize("UTC")
     return pd.DataFrame({key: ids, EVENT_TIMESTAMP: times})
-
-
-def _earlier_lists(watches: pd.DataFrame) -> Columns:
-    """Return the earlier watches, sorted by user and place: what those among them know of the past."""
-    earlier = watches[watches["place"] >= 0].sort_values(["user_id", "place"], kind="stable")
-    return {name: earlier[name].to_numpy() for name in ("user_id", "place", "video_id")}
-
-
-def _last_before(rows: pd.DataFrame, lists: Columns) -> np.ndarray:
-    """Return the watches [E, L] before each earlier watch, newest first: Feast knows no order among them."""
-    length = USER_ACTIVITY.column("watched_video_ids").length
-    assert length is not None
-    order = np.rec.fromarrays([lists["user_id"], lists["place"]])
-    own = np.searchsorted(order, np.rec.fromarrays([rows["user_id"], rows["place"]], dtype=order.dtype))
-    start = np.searchsorted(lists["user_id"], rows["user_id"].to_numpy())
-    place = own[:, None] - 1 - np.arange(length)
-    known = place >= start[:, None]
-    found: np.ndarray = np.where(known, lists["video_id"][place.clip(min=0)], PAD_ID)
-    return found
 
 
 def _write(folder: Path, columns: Columns) -> None:

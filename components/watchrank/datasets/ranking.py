@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 
 from watchrank import events as event_files
-from watchrank.config import EngineSettings, SplitSettings
+from watchrank.config import SplitSettings
 from watchrank.datasets.columns import Columns, ColumnWriter, read_columns
 from watchrank.datasets.windows import SPLITS, split_days
 from watchrank.engine import connect
@@ -124,8 +124,10 @@ def build_ranking_dataset(events: Path, store: "FeatureStore", output: Path, spl
     rows_of = {
         date.fromisoformat(day): found.rows for day, found in log.tables[IMPRESSIONS.name].days.items()
     }
+    from watchrank.feature_store import engine_of  # Feast is slow to import
+
     with ExitStack() as stack:
-        con = connect(EngineSettings())
+        con = connect(engine_of(store))
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))
         stack.enter_context(writing(output))

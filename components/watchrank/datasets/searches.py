@@ -79,7 +79,13 @@ class SearchDataset:
         return read_columns(self.path / name)
 
 
-def build_search_dataset(events: Path, output: Path, settings: TextSettings, split: SplitSettings) -> None:
+def build_search_dataset(
+    events: Path,
+    output: Path,
+    settings: TextSettings,
+    split: SplitSettings,
+    engine: EngineSettings = EngineSettings(),
+) -> None:
     """Choose the searches that led to a watch, read their texts and the titles, write them to `output`.
 
     A video whose title is missing or has no words is no document; a search is no example when its video is
@@ -90,6 +96,7 @@ def build_search_dataset(events: Path, output: Path, settings: TextSettings, spl
         output: folder of the dataset; replaced as a whole.
         settings: which searches are examples and how texts are read.
         split: which days train, validate and test.
+        engine: the memory and threads in which DuckDB reads the events.
 
     Raises:
         AbsentError: the log has no searches or no titles; or none of its searches led to a watch in the
@@ -99,7 +106,7 @@ def build_search_dataset(events: Path, output: Path, settings: TextSettings, spl
     _check(events, settings)
     windows = split_days(event_files.days(events), split)
     with ExitStack() as stack:
-        con = connect(EngineSettings())
+        con = connect(engine.duckdb)
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))
         stack.enter_context(writing(output))

@@ -1,5 +1,6 @@
 """The rules of candidate generation's examples, on hand-made logs."""
 
+import ibis
 import pandas as pd
 
 from watchrank.datasets.candidates import choose_examples
@@ -9,7 +10,7 @@ def chosen(*watches, max_a_user=50):
     """Watches as (user, video, time, counts); returns {(user, video): split}."""
     rows = [(*watch[:3], -1, watch[3] if len(watch) > 3 else True) for watch in watches]
     frame = pd.DataFrame(rows, columns=["user_id", "video_id", "timestamp_us", "place", "counts"])
-    found = choose_examples(frame.sample(frac=1, random_state=0), max_a_user)
+    found = choose_examples(ibis.memtable(frame.sample(frac=1, random_state=0)), max_a_user).to_pandas()
     return {(row.user_id, row.video_id): row.split for row in found.itertuples()}
 
 
@@ -55,4 +56,6 @@ def test_watches_of_one_time_keep_their_place():
     frame = pd.DataFrame(
         {"user_id": 1, "video_id": [7, 8, 9], "timestamp_us": 5, "place": [2, 0, 1], "counts": True}
     )
-    assert choose_examples(frame, 50)["video_id"].tolist() == [8, 9, 7]
+    found = choose_examples(ibis.memtable(frame), 50).to_pandas()
+    splits = dict(zip(found["video_id"], found["split"], strict=True))
+    assert splits == {8: "train", 9: "validation", 7: "test"}

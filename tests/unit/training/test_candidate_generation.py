@@ -1,5 +1,6 @@
 from datetime import UTC, datetime
 
+import ibis
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from watchrank.config import (
     ExampleSettings,
     GateSettings,
 )
-from watchrank.datasets.candidates import CandidateDataset, _last_before, build_candidate_dataset
+from watchrank.datasets.candidates import CandidateDataset, build_candidate_dataset, with_lists_before
 from watchrank.engine import connect
 from watchrank.errors import GateError, InputError
 from watchrank.evaluation.candidates import check_gates, evaluate_candidates
@@ -69,15 +70,13 @@ def test_held_out_watches_are_not_learned_from(dataset):
 
 
 def test_earlier_watches_know_those_of_a_lower_place():
-    lists = {
-        "user_id": np.array([1, 1, 1, 2]),
-        "place": np.array([0, 1, 2, 0]),
-        "video_id": np.array([7, 8, 9, 5]),
-    }
-    rows = pd.DataFrame({"user_id": [1, 1, 2], "place": [2, 0, 0]})
-    found = _last_before(rows, lists)
-    assert found[:, :3].tolist() == [[8, 7, -1], [-1, -1, -1], [-1, -1, -1]]
-    assert found.shape == (3, 50)
+    watches = pd.DataFrame(
+        {"user_id": [1] * 60 + [1, 2], "place": [*range(60), -1, 0], "video_id": [*range(100, 160), 7, 5]}
+    )
+    found = with_lists_before(ibis.memtable(watches)).to_pandas().set_index("video_id")["before"]
+    assert found[102] == [101, 100]
+    assert found[159] == list(range(158, 108, -1))
+    assert all(found[video] is None for video in (100, 7, 5))
 
 
 def test_the_example_age_counts_to_the_end_of_the_training_window_and_is_0_when_not_trained_on(dataset):
