@@ -15,7 +15,7 @@ from watchrank.schema import IMPRESSION_HISTORY, WATCH_HISTORY
 from watchrank.workspace import Workspace
 
 KEY = ["timestamp", "user_id", "video_id"]
-SAMPLE = 10_000
+SAMPLE = 2_000
 """Requests of the join: Feast's file store takes minutes for more."""
 
 

@@ -74,7 +74,7 @@ def ranking_dataset(place: Workspace, config: Config) -> Run:
     from watchrank.datasets.ranking import build_ranking_dataset
     from watchrank.feature_store import open_store
 
-    store = open_store(FEATURE_REPO, place.features, place.feature_store)
+    store = open_store(FEATURE_REPO, place.features, place.feature_store, config.engine)
     return partial(build_ranking_dataset, place.events, store, place.dataset, config.split)
 
 
@@ -82,7 +82,7 @@ def materialise(place: Workspace, config: Config) -> Run:
     """Write the newest features to SQLite."""
     from watchrank.feature_store import materialise, open_store
 
-    store = open_store(FEATURE_REPO, place.features, place.feature_store)
+    store = open_store(FEATURE_REPO, place.features, place.feature_store, config.engine)
     return partial(materialise, store, datetime.now(UTC))
 
 
@@ -91,7 +91,7 @@ def candidate_dataset(place: Workspace, config: Config) -> Run:
     from watchrank.datasets.candidates import build_candidate_dataset
     from watchrank.feature_store import open_store
 
-    store = open_store(FEATURE_REPO, place.features, place.feature_store)
+    store = open_store(FEATURE_REPO, place.features, place.feature_store, config.engine)
     output, settings = place.candidate_dataset, config.examples
     return partial(build_candidate_dataset, place.events, store, output, settings, config.split)
 
