@@ -71,6 +71,7 @@ $(VENV)/bench: $(VENV)/done
 .PHONY: bench
 bench: env $(VENV)/bench  ## speed of training and serving, beside other libraries; about half an hour
 	$(BIN)/python tests/benchmarks/training_throughput.py
+	$(BIN)/python tests/benchmarks/training_shares.py
 	$(BIN)/python tests/benchmarks/large_embeddings.py
 	$(BIN)/python tests/benchmarks/candidate_throughput.py
 	$(BIN)/python tests/benchmarks/index.py --threads 1
@@ -78,9 +79,10 @@ bench: env $(VENV)/bench  ## speed of training and serving, beside other librari
 	$(BIN)/python tests/benchmarks/switching_load.py
 
 .PHONY: bench-data
-bench-data: env  ## time and memory of the data path at 1 and 10 million impressions, beside pandas and Feast's file store
+bench-data: env  ## time and memory of the data path at 1 and 10 million impressions, beside pandas and Feast's file store; a day more; a million users online
 	$(BIN)/python tests/benchmarks/data_path.py sizes 1000000 10000000
-	$(BIN)/python tests/benchmarks/data_path.py incremental 1000000
+	$(BIN)/python tests/benchmarks/data_path.py incremental 10000000
+	$(BIN)/python tests/benchmarks/online_reads.py
 
 .PHONY: bench-quality
 bench-quality: env $(VENV)/bench  ## the ranker beside LightGBM on WORKSPACE, after `make run`

@@ -4,7 +4,7 @@ Every step runs in a process of its own, so that its peak memory is its own. Its
 its CPU seconds, which other work on the machine changes less, do not.
 Users and videos grow with the log, so that the history of a user does not. At the smallest size pandas does
 what ingestion and features do, as a user would write it, and Feast's own file store a sample of the join;
-`day` adds a day to a log of thirty, `online` reads single users.
+`incremental` adds a day to a log of thirty.
 """
 
 import json
