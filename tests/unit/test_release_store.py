@@ -10,6 +10,7 @@ from pyarrow.fs import FileSystem
 
 from watchrank.deployment.release_store import ReleaseStore
 from watchrank.errors import DeploymentError, InputError
+from watchrank.object_storage import ObjectStore
 from watchrank.releases import checksums
 
 KINDS = ("folder", "s3")
@@ -73,7 +74,7 @@ def test_what_is_pulled_is_what_was_pushed(store, tmp_path):
 def test_a_release_is_pushed_once(store, tmp_path, monkeypatch):
     release = make_release(tmp_path / "release", 7)
     store.push(release)
-    monkeypatch.setattr(ReleaseStore, "_write", None)
+    monkeypatch.setattr(ObjectStore, "write", None)
     assert store.push(release) == 7
 
 
@@ -104,6 +105,7 @@ def test_a_damaged_release_is_not_pushed(store, tmp_path):
 KILLED_PUSH = """
 import os, signal, sys
 from pathlib import Path
+from watchrank import object_storage
 from watchrank.deployment import release_store
 
 steps = int(sys.argv[3])
@@ -118,7 +120,7 @@ def killed(source, target, length):
         os.kill(os.getpid(), signal.SIGKILL)
     target.write(content)
 
-release_store.shutil.copyfileobj = killed
+object_storage.shutil.copyfileobj = killed
 release_store.ReleaseStore(sys.argv[2]).push(Path(sys.argv[1]))
 """
 
@@ -237,7 +239,7 @@ def test_who_reads_the_pointer_while_it_is_written_gets_the_former_one(store, tm
         seen.append(store.serving())
         target.write(source.read())
 
-    monkeypatch.setattr("watchrank.deployment.release_store.shutil.copyfileobj", copy_half)
+    monkeypatch.setattr("watchrank.object_storage.shutil.copyfileobj", copy_half)
     store.serve(7)
     assert seen == [3]
     assert store.serving() == 7
