@@ -21,6 +21,9 @@ CHUNK = 8 << 20
 """Bytes to read at once: S3 is asked anew for every read."""
 
 _PREFIX = re.compile(r"s3://[^/?#]+(/[^?#]*)?")
+_HINT = " To create buckets, enable"
+"""What pyarrow adds from here on is of no use: buckets are not made here."""
+
 _KEY = re.compile(r"\w+://[^/]*[:@]")
 
 
@@ -74,7 +77,7 @@ def usable(what: str, failure: type[WatchrankError]) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].partition(_HINT)[0].rstrip(".")
         raise failure(
             f"The {what} cannot be used ({reason}); check the address, the rights and, for S3, the AWS "
             "variables."

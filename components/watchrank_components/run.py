@@ -61,7 +61,7 @@ def plan(
 
     champion, place = None, Workspace(Path(workspace))
     if warm_start:
-        champion = serving_release(place.releases, Path(model_repository), release_store)
+        champion = serving_release(place.releases, model_repository, release_store)
     settings = parse(SplitSettings, split, "split")
     found = plan(Path(events.metadata["folder"]), until, settings, champion)
     print(f"The window ends on {found.split.until}; training starts from {found.start or 'nothing'}.")

@@ -76,7 +76,7 @@ def deploy_release(release: Input[Model], model_repository: str, release_store: 
 
     Args:
         release: of `export_release`.
-        model_repository: what Triton serves from.
+        model_repository: what Triton serves from, a folder or s3://.
         release_store: where Tritons follow releases; empty where Triton is told directly.
         deployment: settings: where Triton listens.
 
@@ -94,7 +94,7 @@ def deploy_release(release: Input[Model], model_repository: str, release_store: 
     if release_store:
         store = ReleaseStore(release_store)
         return roll_out(Path(release.path), store, settings, settings.rollout_seconds)
-    return deploy(Path(release.path), Path(model_repository), settings).release
+    return deploy(Path(release.path), model_repository, settings).release
 
 
 @component
@@ -144,7 +144,7 @@ def roll_back(
 
     Args:
         workspace: keeps the releases.
-        model_repository: what Triton serves from.
+        model_repository: what Triton serves from, a folder or s3://.
         release_store: where Tritons follow releases; empty where Triton is told directly.
         release: number of the release; 0 for the one before the one that serves.
         deployment: settings: where Triton listens.
@@ -160,7 +160,7 @@ def roll_back(
     from watchrank.workspace import Workspace
 
     settings = parse(DeploymentSettings, deployment, "deployment")
-    place, repository = Workspace(Path(workspace)), Path(model_repository)
-    before, now = roll_back(place.releases, repository, release_store or None, release or None, settings)
+    releases = Workspace(Path(workspace)).releases
+    before, now = roll_back(releases, model_repository, release_store or None, release or None, settings)
     Path(summary.path).write_text(f"Release **{now}** serves. Before it did release {before}.\n")
     return now

@@ -33,7 +33,7 @@ def retraining_pipeline(
         until: Last day of the window, as 2026-01-31. Empty: the log's last.
         warm_start: Whether training starts from the weights of what serves.
         feature_repo: Folder of the Feast definitions.
-        model_repository: Folder that Triton serves from.
+        model_repository: What Triton serves from, a folder or s3://.
         release_store: Where Tritons follow releases, a folder or s3://. Empty: Triton is told directly.
         settings: Its sections of the configuration.
     """

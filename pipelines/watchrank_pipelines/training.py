@@ -139,7 +139,7 @@ def training_pipeline(
         data: Folder of the log, or s3://. Empty: simulate one.
         source: Format of the log: own, kuairand or movielens.
         feature_repo: Folder of the Feast definitions.
-        model_repository: Folder that Triton serves from.
+        model_repository: What Triton serves from, a folder or s3://.
         release_store: Where Tritons follow releases, a folder or s3://. Empty: Triton is told directly.
         settings: Its sections of the configuration.
     """

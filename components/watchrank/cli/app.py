@@ -41,6 +41,14 @@ _STORE = typer.Option("--store", help="release store: a folder or s3://bucket/pr
 StoreOption = Annotated[str, _STORE]
 MaybeStoreOption = Annotated[str | None, _STORE]
 
+RepositoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model-repository",
+        help="what Triton serves from, a folder or s3://bucket/prefix; in the workspace when not given",
+    ),
+]
+
 HERE = Path("work")
 ENDPOINT = "recommend"
 FEATURE_REPO = Path("feature_repo")

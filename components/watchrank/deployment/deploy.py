@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from watchrank.deployment.administration import admin_headers
 from watchrank.errors import DeploymentError, InputError
 from watchrank.graphs import checked
 from watchrank.serving.client import infer_inputs
-from watchrank.storage import locked
 
 _SMALLEST = 1e-3
 """Below this many seconds differences count as absolute."""
@@ -57,27 +57,29 @@ class Deployed:
     removed: list[int] = field(default_factory=list)
 
 
-def deploy(release: Path, repository: Path, settings: DeploymentSettings, *, switch: bool = True) -> Deployed:
+def deploy(
+    release: Path, repository: store.Location, settings: DeploymentSettings, *, switch: bool = True
+) -> Deployed:
     """Make a release the one that Triton's endpoints answer with; an earlier one, too: that is a rollback.
 
-    A second deployment that starts meanwhile waits for this one.
+    A second deployment that starts meanwhile waits for this one, unless the repository is on S3.
 
     Args:
         release: folder with manifest.json ({"release", "endpoints", "files": {path: sha256}}), golden.json
             (`Golden`), one folder a model.
-        repository: the model repository that the server reads.
+        repository: the model repository that the server reads, a folder or s3://bucket/prefix.
         settings: where the server listens, and how many releases to keep.
         switch: False only loads and tests the release; callers reach it under its numbered names.
 
     Raises:
-        InputError: `release` is no release.
-        DeploymentError: the release is damaged or must not be loaded, or the server is not there, does not
-            load it or answers wrongly; it is taken back and the one of before serves on.
+        InputError: `release` is no release, or the repository is at an address of another kind.
+        DeploymentError: the release is damaged or must not be loaded, or the server or the repository is not
+            there, does not load it or answers wrongly; it is taken back and the one of before serves on.
     """
     manifest = checked(release, settings.max_graph_bytes)
     golden = _read_golden(release / "golden.json")
     number, endpoints = manifest["release"], manifest["endpoints"]
-    with locked(repository), _connected(settings) as server:
+    with store.held(repository), _connected(settings) as server:
         before = {endpoint: store.serving(repository, endpoint) for endpoint in endpoints}
         with _taken_back(server, repository, number, before):
             store.publish(release, number, repository)
@@ -86,8 +88,7 @@ def deploy(release: Path, repository: Path, settings: DeploymentSettings, *, swi
             _smoke_test(server, number, golden)
             if switch:
                 for endpoint in endpoints:
-                    store.point(endpoint, number, repository)
-                    server.load(endpoint)
+                    _switch(server, endpoint, number, partial(store.point, endpoint, number, repository))
                 _ask(server, golden, {endpoint: endpoint for endpoint in endpoints})
                 _close(server, repository, set(store.endpoints(repository)) - set(endpoints))
         removed = _retire(server, repository, endpoints, settings.keep_releases)
@@ -108,7 +109,7 @@ def serving(endpoints: Iterable[str], settings: DeploymentSettings) -> int | Non
     return answering.pop() if len(answering) == 1 else None
 
 
-def release_before(repository: Path, endpoint: str) -> int:
+def release_before(repository: store.Location, endpoint: str) -> int:
     """Return the number of the release before the one that serves, to roll back to.
 
     Raises:
@@ -133,7 +134,7 @@ def _connected(settings: DeploymentSettings) -> "Iterator[_Server]":
 
 @contextmanager
 def _taken_back(
-    server: "_Server", repository: Path, number: int, before: Mapping[str, int | None]
+    server: "_Server", repository: store.Location, number: int, before: Mapping[str, int | None]
 ) -> Iterator[None]:
     """When the block fails, let the endpoints answer as before and remove what was loaded for the release."""
     configs = {endpoint: store.read_endpoint(repository, endpoint) for endpoint in before}
@@ -150,7 +151,7 @@ def _taken_back(
 
 def _return(
     server: "_Server",
-    repository: Path,
+    repository: store.Location,
     number: int,
     configs: Mapping[str, str | None],
     before: Mapping[str, int | None],
@@ -158,9 +159,14 @@ def _return(
     """Put the endpoints back; return in words what serves now."""
     try:
         for endpoint, config in configs.items():
-            if store.read_endpoint(repository, endpoint) != config:
-                store.write_endpoint(repository, endpoint, config)
-                server.unload(endpoint) if config is None else server.load(endpoint)
+            if store.read_endpoint(repository, endpoint) == config:
+                continue
+            write, release = partial(store.write_endpoint, repository, endpoint, config), before[endpoint]
+            if release is not None:
+                _switch(server, endpoint, release, write)
+            else:
+                write()
+                server.unload(endpoint)
         if number not in before.values():
             _drop(server, repository, number)
     except (DeploymentError, InferenceServerException) as error:
@@ -169,14 +175,29 @@ def _return(
     return f"release {served[-1]} serves on" if served else "nothing served before"
 
 
-def _close(server: "_Server", repository: Path, endpoints: set[str]) -> None:
+def _switch(server: "_Server", endpoint: str, number: int, write: Callable[[], None]) -> None:
+    """Let an endpoint answer from a release, once `write` has let its configuration point there.
+
+    Triton tells by its time whether a file has changed, and S3 gives times in seconds: what it overlooks is
+    written again.
+    """
+
+    def follows() -> bool:
+        write()
+        server.load(endpoint)
+        return server.release_of(endpoint) == number
+
+    server.wait_for(follows, f"{endpoint} does not point to release {number}", pause=0.25)
+
+
+def _close(server: "_Server", repository: store.Location, endpoints: set[str]) -> None:
     """Take away endpoints that the release which serves now does not have."""
     for endpoint in sorted(endpoints):
         server.unload(endpoint)
         store.write_endpoint(repository, endpoint, None)
 
 
-def _retire(server: "_Server", repository: Path, endpoints: list[str], keep: int) -> list[int]:
+def _retire(server: "_Server", repository: store.Location, endpoints: list[str], keep: int) -> list[int]:
     """Unload and remove all but those that serve and the newest others, `keep` in all; return the removed."""
     serving = {store.serving(repository, endpoint) for endpoint in endpoints}
     others = [number for number in store.releases(repository) if number not in serving]
@@ -186,7 +207,7 @@ def _retire(server: "_Server", repository: Path, endpoints: list[str], keep: int
     return removed
 
 
-def _drop(server: "_Server", repository: Path, number: int) -> None:
+def _drop(server: "_Server", repository: store.Location, number: int) -> None:
     for name in reversed(store.models_of(repository, number)):
         server.unload(name)
     store.remove(repository, number)
@@ -222,7 +243,7 @@ class _Server:
         """Load a model, with those it is made of, and wait for it."""
         seconds = self.settings.timeout_seconds
         self.client.load_model(model, headers=admin_headers(self.settings), client_timeout=seconds)
-        self._wait_for(lambda: self._is_ready(model), f"{model} is not ready")
+        self.wait_for(lambda: self._is_ready(model), f"{model} is not ready")
 
     def unload(self, model: str) -> None:
         """Unload a model; one that is not loaded stays so."""
@@ -239,7 +260,7 @@ class _Server:
 
     def wait_for_count(self, model: str, count: float) -> None:
         """Wait until the metrics endpoint counts that many successful requests to the model."""
-        self._wait_for(
+        self.wait_for(
             lambda: self.count(model) >= count,
             f"the metrics do not count the {count:g} golden requests of {model}",
         )
@@ -256,12 +277,13 @@ class _Server:
     def _is_ready(self, model: str) -> bool:
         return bool(self.client.is_model_ready(model, client_timeout=self.settings.timeout_seconds))
 
-    def _wait_for(self, condition: Callable[[], bool], fault: str) -> None:
+    def wait_for(self, condition: Callable[[], bool], fault: str, pause: float = 0.02) -> None:
+        """Wait until something holds; ask every `pause` seconds, and raise DeploymentError in the end."""
         deadline = time.monotonic() + self.settings.timeout_seconds
         while not condition():
             if time.monotonic() > deadline:
                 raise DeploymentError(f"{fault} after {self.settings.timeout_seconds:g} s")
-            time.sleep(0.02)
+            time.sleep(pause)
 
 
 def _smoke_test(server: _Server, number: int, golden: Golden) -> None:
