@@ -18,6 +18,7 @@ def export_release(
     text_results: Input[Dataset],
     store: Input[Dataset],
     workspace: str,
+    release_store: str,
     feature_repo: str,
     index: dict,
     export: dict,
@@ -37,6 +38,7 @@ def export_release(
         text_results: of `evaluate_text`; kept in the release's manifest.
         store: of `build_features`; gives the videos' features.
         workspace: keeps the releases.
+        release_store: where Tritons follow releases, whose numbers are not given again; empty for none.
         feature_repo: folder of the Feast definitions.
         index: settings of the search for candidates.
         export: settings of the export.
@@ -47,6 +49,7 @@ def export_release(
     from pathlib import Path
 
     from watchrank.config import ExportSettings, IndexSettings, parse
+    from watchrank.deployment.release_store import taken_numbers
     from watchrank.export.release import Trained, export_release
     from watchrank.feature_store import open_store
     from watchrank.workspace import Workspace
@@ -65,6 +68,7 @@ def export_release(
         place.releases,
         parse(IndexSettings, index, "index"),
         parse(ExportSettings, export, "export"),
+        taken_numbers(release_store),
     )
     shutil.copytree(folder, release.path)
     release.metadata["folder"] = str(folder)

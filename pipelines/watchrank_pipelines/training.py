@@ -55,6 +55,7 @@ def train_and_release(
     *,
     until: str,
     warm_start: bool,
+    step_back: bool,
 ) -> Reports:
     """Put the steps together: a log in, a release out.
 
@@ -66,6 +67,7 @@ def train_and_release(
         settings: the sections of `SECTIONS`.
         until: last day of the window, or empty.
         warm_start: whether to start from what serves.
+        step_back: whether the window may end before that of what serves.
     """
     found = data_group(data=data, source=source, **places, **part(settings, data_group))
     found.set_display_name("Data and features")
@@ -77,6 +79,7 @@ def train_and_release(
             **served_from,
             until=until,
             warm_start=warm_start,
+            step_back=step_back,
             split=settings["split"],
         ),
         "Window and start",
@@ -151,4 +154,5 @@ def training_pipeline(
         settings,
         until="",
         warm_start=False,
+        step_back=True,
     )

@@ -1,6 +1,7 @@
 """The same releases in a folder and on a real server of the S3 protocol."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,10 +9,10 @@ import sys
 import pytest
 from pyarrow.fs import FileSystem
 
-from watchrank.deployment.release_store import ReleaseStore
+from watchrank.deployment.release_store import ReleaseStore, taken_numbers
 from watchrank.errors import DeploymentError, InputError
 from watchrank.object_storage import ObjectStore
-from watchrank.releases import checksums
+from watchrank.releases import checksums, next_release
 
 KINDS = ("folder", "s3")
 
@@ -202,6 +203,20 @@ def test_a_manifest_that_cannot_be_read_is_named(store, tmp_path, manifest, sent
         store.pull(7, tmp_path / "pulled")
     with pytest.raises(DeploymentError, match=sentence):
         store.serve(7)
+
+
+@pytest.mark.parametrize("mine", [[], [3], [9]])
+def test_a_new_release_gets_a_number_that_the_store_does_not_have(store, url, tmp_path, mine):
+    assert taken_numbers(url) == taken_numbers(None) == []
+    for number in (3, 7):
+        store.push(make_release(tmp_path / str(number), number))
+    for number in mine:
+        make_release(tmp_path / "releases" / f"{number:06d}", number)
+    with next_release(tmp_path / "releases", taken_numbers(url)) as (number, fresh):
+        shutil.copytree(make_release(tmp_path / "new", number, b"new weights"), fresh, dirs_exist_ok=True)
+    assert number == max(7, *mine, 0) + 1
+    assert store.push(tmp_path / "releases" / f"{number:06d}") == number
+    assert store.numbers() == [3, 7, number]
 
 
 # -- The pointer -----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from watchrank.cli.app import (
     TRITON_VENV,
     ConfigOption,
     MaybeStoreOption,
+    NumberingOption,
     ReleaseOption,
     RepoOption,
     RepositoryOption,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def export(
+    store: NumberingOption = None,
     workspace: WorkspaceOption = HERE,
     feature_repo: RepoOption = FEATURE_REPO,
     config: ConfigOption = None,
@@ -48,6 +50,7 @@ def export(
 
     Text matching is part of it when there is a <workspace>/text_model.
     """
+    from watchrank.deployment.release_store import taken_numbers
     from watchrank.export.release import Trained, export_release
     from watchrank.feature_store import open_store
 
@@ -67,28 +70,34 @@ def export(
         text=place.text_model if with_search else None,
         search_dataset=place.search_dataset if with_search else None,
     )
-    store = open_store(feature_repo, place.features, place.feature_store)
+    feast = open_store(feature_repo, place.features, place.feature_store)
+    taken = taken_numbers(store)
     with console.status("exporting and checking parity"):
-        release = export_release(trained, store, metrics, place.releases, settings.index, settings.export)
+        release = export_release(
+            trained, feast, metrics, place.releases, settings.index, settings.export, taken
+        )
     console.print(f"Release {release}.")
 
 
 @app.command()
 def refresh(
     release: ReleaseOption = None,
+    store: NumberingOption = None,
     workspace: WorkspaceOption = HERE,
     feature_repo: RepoOption = FEATURE_REPO,
     config: ConfigOption = None,
     override: SetOption = None,
 ) -> None:
     """Make the next release out of an earlier one, with the videos' features of now; nothing is trained."""
+    from watchrank.deployment.release_store import taken_numbers
     from watchrank.export.release import refresh_release
     from watchrank.feature_store import open_store
 
     place, settings = Workspace(workspace), Config.load(config, override)
-    store = open_store(feature_repo, place.features, place.feature_store)
+    feast, earlier = open_store(feature_repo, place.features, place.feature_store), _release(place, release)
+    taken = taken_numbers(store)
     with console.status("renewing the features of the videos"):
-        made = refresh_release(_release(place, release), store, place.releases, settings.export)
+        made = refresh_release(earlier, feast, place.releases, settings.export, taken)
     console.print(f"Release {made}.")
 
 

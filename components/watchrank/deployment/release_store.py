@@ -198,3 +198,8 @@ def _is_whole(release: Path) -> bool:
     except (InputError, DeploymentError):
         return False
     return True
+
+
+def taken_numbers(url: str | None) -> list[int]:
+    """Return the numbers that a new release must not have, when there is a store that it will go to."""
+    return ReleaseStore(url).numbers() if url else []
