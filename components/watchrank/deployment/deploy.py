@@ -11,7 +11,6 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,8 @@ def deploy(
             _smoke_test(server, number, golden)
             if switch:
                 for endpoint in endpoints:
-                    _switch(server, endpoint, number, partial(store.point, endpoint, number, repository))
+                    store.point(endpoint, number, repository)
+                    server.load(endpoint)
                 _ask(server, golden, {endpoint: endpoint for endpoint in endpoints})
                 _close(server, repository, set(store.endpoints(repository)) - set(endpoints))
         removed = _retire(server, repository, endpoints, settings.keep_releases)
@@ -159,35 +159,15 @@ def _return(
     """Put the endpoints back; return in words what serves now."""
     try:
         for endpoint, config in configs.items():
-            if store.read_endpoint(repository, endpoint) == config:
-                continue
-            write, release = partial(store.write_endpoint, repository, endpoint, config), before[endpoint]
-            if release is not None:
-                _switch(server, endpoint, release, write)
-            else:
-                write()
-                server.unload(endpoint)
+            if store.read_endpoint(repository, endpoint) != config:
+                store.write_endpoint(repository, endpoint, config)
+                server.unload(endpoint) if config is None else server.load(endpoint)
         if number not in before.values():
             _drop(server, repository, number)
     except (DeploymentError, InferenceServerException) as error:
         return f"what serves is uncertain, as the server did not follow ({error})"
     served = sorted({release for release in before.values() if release is not None})
     return f"release {served[-1]} serves on" if served else "nothing served before"
-
-
-def _switch(server: "_Server", endpoint: str, number: int, write: Callable[[], None]) -> None:
-    """Let an endpoint answer from a release, once `write` has let its configuration point there.
-
-    Triton tells by its time whether a file has changed, and S3 gives times in seconds: what it overlooks is
-    written again.
-    """
-
-    def follows() -> bool:
-        write()
-        server.load(endpoint)
-        return server.release_of(endpoint) == number
-
-    server.wait_for(follows, f"{endpoint} does not point to release {number}", pause=0.25)
 
 
 def _close(server: "_Server", repository: store.Location, endpoints: set[str]) -> None:
@@ -243,7 +223,7 @@ class _Server:
         """Load a model, with those it is made of, and wait for it."""
         seconds = self.settings.timeout_seconds
         self.client.load_model(model, headers=admin_headers(self.settings), client_timeout=seconds)
-        self.wait_for(lambda: self._is_ready(model), f"{model} is not ready")
+        self._wait_for(lambda: self._is_ready(model), f"{model} is not ready")
 
     def unload(self, model: str) -> None:
         """Unload a model; one that is not loaded stays so."""
@@ -260,7 +240,7 @@ class _Server:
 
     def wait_for_count(self, model: str, count: float) -> None:
         """Wait until the metrics endpoint counts that many successful requests to the model."""
-        self.wait_for(
+        self._wait_for(
             lambda: self.count(model) >= count,
             f"the metrics do not count the {count:g} golden requests of {model}",
         )
@@ -277,13 +257,12 @@ class _Server:
     def _is_ready(self, model: str) -> bool:
         return bool(self.client.is_model_ready(model, client_timeout=self.settings.timeout_seconds))
 
-    def wait_for(self, condition: Callable[[], bool], fault: str, pause: float = 0.02) -> None:
-        """Wait until something holds; ask every `pause` seconds, and raise DeploymentError in the end."""
+    def _wait_for(self, condition: Callable[[], bool], fault: str) -> None:
         deadline = time.monotonic() + self.settings.timeout_seconds
         while not condition():
             if time.monotonic() > deadline:
                 raise DeploymentError(f"{fault} after {self.settings.timeout_seconds:g} s")
-            time.sleep(pause)
+            time.sleep(0.02)
 
 
 def _smoke_test(server: _Server, number: int, golden: Golden) -> None:
