@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,12 +25,16 @@ def release_numbers(releases: Path) -> list[int]:
 
 
 @contextmanager
-def next_release(releases: Path) -> Iterator[tuple[int, Path]]:
+def next_release(releases: Path, taken: Collection[int] = ()) -> Iterator[tuple[int, Path]]:
     """Yield the next number and a folder to fill; it becomes that release when the block ends well.
 
     Only one process at a time makes a release: the caller holds the lock of the folder (`storage.locked`).
+
+    Args:
+        releases: folder of all releases.
+        taken: numbers of releases elsewhere, such as in a release store; the next one is above them all.
     """
-    number = max(release_numbers(releases), default=0) + 1
+    number = max([*release_numbers(releases), *taken], default=0) + 1
     clear_killed(releases / f"{number:06d}")
     with atomic_path(releases / f"{number:06d}") as fresh:
         fresh.mkdir()

@@ -22,14 +22,24 @@ class Plan:
     start: Path | None
 
 
-def plan(events: Path, until: str, split: SplitSettings, champion: Path | None) -> Plan:
+def plan(
+    events: Path,
+    until: str,
+    split: SplitSettings,
+    champion: Path | None,
+    *,
+    warm_start: bool = True,
+    step_back: bool = False,
+) -> Plan:
     """Plan a run.
 
     Args:
         events: folder of the events.
         until: last day of the window, as 2026-01-31; empty for `split.until`, or else the log's last.
         split: the other settings of the window.
-        champion: the release that serves, among those that it came from; None starts from nothing.
+        champion: the release that serves, among those that it came from; None for none.
+        warm_start: whether to start from the weights of what serves.
+        step_back: whether the window may end before that of what serves.
 
     Raises:
         InputError: `until` is no day, the events do not reach it, or what serves is of a later one.
@@ -47,12 +57,13 @@ def plan(events: Path, until: str, split: SplitSettings, champion: Path | None) 
             "bring in the log of that day first."
         )
     served = read_manifest(champion).get("until") if champion and champion.exists() else None
-    if served and served > str(day):
+    if served and served > str(day) and not step_back:
         raise InputError(
             f"What serves is of the window up to {served}, this run of the one up to {day}, which would be a "
-            "step back. Leave until empty, or use the rollback pipeline."
+            "step back. Leave until empty, use the rollback pipeline, or give step_back=true."
         )
-    return Plan(split=split.model_copy(update={"until": day}), start=start(champion, day))
+    origin = start(champion, day) if warm_start else None
+    return Plan(split=split.model_copy(update={"until": day}), start=origin)
 
 
 def start(champion: Path | None, until: date) -> Path | None:

@@ -91,7 +91,7 @@ def evaluate_ranking(
         metrics.log_metric(name, value)
     roc.log_roc_curve(*found["roc"])
     releases = Workspace(Path(workspace)).releases
-    champion = serving_release(releases, Path(model_repository), release_store)
+    champion = serving_release(releases, model_repository, release_store)
     decision = gate_ranking(trained, data, champion, folder, parse(GateSettings, gates, "gates"))
     for file, artifact in {"metrics.json": results, "report.html": report, "gate.md": gate}.items():
         shutil.copy(folder / file, artifact.path)

@@ -36,6 +36,7 @@ def plan(
     release_store: str,
     until: str,
     warm_start: bool,
+    step_back: bool,
     split: dict,
 ) -> NamedTuple("Plan", [("split", dict), ("start", str)]):
     """Settle the window of this run and the release that it starts from.
@@ -47,6 +48,7 @@ def plan(
         release_store: where Tritons follow releases; empty where Triton is told directly.
         until: last day of the window; empty for the log's last.
         warm_start: whether to start from what serves.
+        step_back: whether the window may end before that of what serves.
         split: settings: which days train, validate and test.
 
     Returns:
@@ -59,11 +61,9 @@ def plan(
     from watchrank.retraining import plan
     from watchrank.workspace import Workspace
 
-    champion, place = None, Workspace(Path(workspace))
-    if warm_start:
-        champion = serving_release(place.releases, Path(model_repository), release_store)
-    settings = parse(SplitSettings, split, "split")
-    found = plan(Path(events.metadata["folder"]), until, settings, champion)
+    champion = serving_release(Workspace(Path(workspace)).releases, model_repository, release_store)
+    settings, folder = parse(SplitSettings, split, "split"), Path(events.metadata["folder"])
+    found = plan(folder, until, settings, champion, warm_start=warm_start, step_back=step_back)
     print(f"The window ends on {found.split.until}; training starts from {found.start or 'nothing'}.")
     return (found.split.model_dump(mode="json", exclude_none=True), str(found.start or ""))
 

@@ -18,6 +18,7 @@ def export_release(
     text_results: Input[Dataset],
     store: Input[Dataset],
     workspace: str,
+    release_store: str,
     feature_repo: str,
     index: dict,
     export: dict,
@@ -37,6 +38,7 @@ def export_release(
         text_results: of `evaluate_text`; kept in the release's manifest.
         store: of `build_features`; gives the videos' features.
         workspace: keeps the releases.
+        release_store: where Tritons follow releases, whose numbers are not given again; empty for none.
         feature_repo: folder of the Feast definitions.
         index: settings of the search for candidates.
         export: settings of the export.
@@ -47,6 +49,7 @@ def export_release(
     from pathlib import Path
 
     from watchrank.config import ExportSettings, IndexSettings, parse
+    from watchrank.deployment.release_store import taken_numbers
     from watchrank.export.release import Trained, export_release
     from watchrank.feature_store import open_store
     from watchrank.workspace import Workspace
@@ -65,6 +68,7 @@ def export_release(
         place.releases,
         parse(IndexSettings, index, "index"),
         parse(ExportSettings, export, "export"),
+        taken_numbers(release_store),
     )
     shutil.copytree(folder, release.path)
     release.metadata["folder"] = str(folder)
@@ -76,7 +80,7 @@ def deploy_release(release: Input[Model], model_repository: str, release_store: 
 
     Args:
         release: of `export_release`.
-        model_repository: what Triton serves from.
+        model_repository: what Triton serves from, a folder or s3://.
         release_store: where Tritons follow releases; empty where Triton is told directly.
         deployment: settings: where Triton listens.
 
@@ -94,7 +98,7 @@ def deploy_release(release: Input[Model], model_repository: str, release_store: 
     if release_store:
         store = ReleaseStore(release_store)
         return roll_out(Path(release.path), store, settings, settings.rollout_seconds)
-    return deploy(Path(release.path), Path(model_repository), settings).release
+    return deploy(Path(release.path), model_repository, settings).release
 
 
 @component
@@ -144,7 +148,7 @@ def roll_back(
 
     Args:
         workspace: keeps the releases.
-        model_repository: what Triton serves from.
+        model_repository: what Triton serves from, a folder or s3://.
         release_store: where Tritons follow releases; empty where Triton is told directly.
         release: number of the release; 0 for the one before the one that serves.
         deployment: settings: where Triton listens.
@@ -160,7 +164,7 @@ def roll_back(
     from watchrank.workspace import Workspace
 
     settings = parse(DeploymentSettings, deployment, "deployment")
-    place, repository = Workspace(Path(workspace)), Path(model_repository)
-    before, now = roll_back(place.releases, repository, release_store or None, release or None, settings)
+    releases = Workspace(Path(workspace)).releases
+    before, now = roll_back(releases, model_repository, release_store or None, release or None, settings)
     Path(summary.path).write_text(f"Release **{now}** serves. Before it did release {before}.\n")
     return now

@@ -319,6 +319,7 @@ def release_group(
             text_results=text_results,
             store=store,
             workspace=workspace,
+            release_store=release_store,
             feature_repo=feature_repo,
             index=settings["index"],
             export=settings["export"],

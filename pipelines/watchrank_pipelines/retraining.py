@@ -15,6 +15,7 @@ def retraining_pipeline(
     source: str = "own",
     until: str = "",
     warm_start: bool = True,
+    step_back: bool = False,
     feature_repo: str = "feature_repo",
     model_repository: str = "model_repository",
     release_store: str = "",
@@ -32,8 +33,9 @@ def retraining_pipeline(
         source: Format of the log: own, kuairand or movielens.
         until: Last day of the window, as 2026-01-31. Empty: the log's last.
         warm_start: Whether training starts from the weights of what serves.
+        step_back: Whether the window may end before that of what serves, which is refused else.
         feature_repo: Folder of the Feast definitions.
-        model_repository: Folder that Triton serves from.
+        model_repository: What Triton serves from, a folder or s3://.
         release_store: Where Tritons follow releases, a folder or s3://. Empty: Triton is told directly.
         settings: Its sections of the configuration.
     """
@@ -45,4 +47,5 @@ def retraining_pipeline(
         settings,
         until=until,
         warm_start=warm_start,
+        step_back=step_back,
     )

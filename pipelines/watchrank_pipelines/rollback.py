@@ -27,7 +27,7 @@ def rollback_pipeline(
 
     Args:
         workspace: Folder that keeps the releases.
-        model_repository: Folder that Triton serves from.
+        model_repository: What Triton serves from, a folder or s3://.
         release_store: Where Tritons follow releases, a folder or s3://. Empty: Triton is told directly.
         release: Number of the release. 0: the one before the one that serves.
         settings: Its sections of the configuration.

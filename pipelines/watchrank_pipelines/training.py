@@ -55,6 +55,7 @@ def train_and_release(
     *,
     until: str,
     warm_start: bool,
+    step_back: bool,
 ) -> Reports:
     """Put the steps together: a log in, a release out.
 
@@ -66,6 +67,7 @@ def train_and_release(
         settings: the sections of `SECTIONS`.
         until: last day of the window, or empty.
         warm_start: whether to start from what serves.
+        step_back: whether the window may end before that of what serves.
     """
     found = data_group(data=data, source=source, **places, **part(settings, data_group))
     found.set_display_name("Data and features")
@@ -77,6 +79,7 @@ def train_and_release(
             **served_from,
             until=until,
             warm_start=warm_start,
+            step_back=step_back,
             split=settings["split"],
         ),
         "Window and start",
@@ -139,7 +142,7 @@ def training_pipeline(
         data: Folder of the log, or s3://. Empty: simulate one.
         source: Format of the log: own, kuairand or movielens.
         feature_repo: Folder of the Feast definitions.
-        model_repository: Folder that Triton serves from.
+        model_repository: What Triton serves from, a folder or s3://.
         release_store: Where Tritons follow releases, a folder or s3://. Empty: Triton is told directly.
         settings: Its sections of the configuration.
     """
@@ -151,4 +154,5 @@ def training_pipeline(
         settings,
         until="",
         warm_start=False,
+        step_back=True,
     )

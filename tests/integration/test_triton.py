@@ -477,6 +477,7 @@ import os, signal, sys
 from pathlib import Path
 from watchrank.config import DeploymentSettings
 from watchrank.deployment import deploy as module
+from watchrank.object_storage import ObjectStore
 
 settings = DeploymentSettings.model_validate_json(sys.argv[3])
 steps = int(sys.argv[4])
@@ -490,8 +491,8 @@ def counted(function):
         return function(*arguments, **options)
     return call
 
-server = module._Server
-for place, name in [(Path, "replace"), (Path, "rename"), (server, "load"), (server, "unload")]:
+changes = [(ObjectStore, name) for name in ("write", "replace", "make_folder", "remove", "remove_folder")]
+for place, name in [*changes, (module._Server, "load"), (module._Server, "unload")]:
     setattr(place, name, counted(getattr(place, name)))
 module.deploy(Path(sys.argv[1]), Path(sys.argv[2]), settings)
 """

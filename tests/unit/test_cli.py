@@ -86,6 +86,8 @@ def test_a_workspace_holds_one_simulated_log(tmp_path):
         (["push", "--store", "store"], 2, "has no release"),
         (["push"], 2, "Missing option '--store'"),
         (["rollback", "--store", "store"], 2, "holds no release before the first"),
+        (["rollback", "--model-repository", "gs://bucket"], 2, "gs://bucket is no model repository"),
+        (["releases", "--model-repository", "gs://bucket"], 2, "gs://bucket is no model repository"),
         (["releases", "--store", "gs://bucket"], 2, "give the path of a folder or s3://bucket/prefix"),
         (["follow", "--once", "--store", "store"], 2, "names no release to serve"),
         (["serve"], 2, "Run `make run` first"),

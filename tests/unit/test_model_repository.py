@@ -1,8 +1,15 @@
+"""The same model repository in a folder and on a real server of the S3 protocol."""
+
+from functools import partial
+from itertools import count
+
 import pytest
+from pyarrow.fs import FileSelector, FileSystem
 
 from watchrank.deployment import model_repository as store
-from watchrank.errors import DeploymentError
+from watchrank.errors import DeploymentError, InputError
 from watchrank.export.triton_config import Step, ensemble_config, read_config, triton_config
+from watchrank.object_storage import ObjectStore
 from watchrank.schema import Tensor
 
 NUMBER = Tensor(name="number", dtype="float32", dims=(1,), description="any")
@@ -25,16 +32,54 @@ def release(tmp_path):
     return folder
 
 
+@pytest.fixture(params=["folder", "s3"])
+def repository(request, tmp_path):
+    return str(tmp_path / "repository") if request.param == "folder" else request.getfixturevalue("s3")
+
+
+def files_at(repository):
+    return FileSystem.from_uri(repository if "://" in repository else f"file://{repository}")
+
+
 def paths(repository):
-    return {path.relative_to(repository).as_posix() for path in repository.rglob("*")}
+    files, root = files_at(repository)
+    found = files.get_file_info(FileSelector(root, allow_not_found=True, recursive=True))
+    return {info.path.removeprefix(f"{root}/") for info in found}
+
+
+def read(repository, name):
+    files, root = files_at(repository)
+    with files.open_input_stream(f"{root}/{name}") as source:
+        return source.read()
 
 
 def config(repository, model):
-    return read_config((repository / model / "config.pbtxt").read_text())
+    return read_config(read(repository, f"{model}/config.pbtxt").decode())
 
 
-def test_a_release_is_published_under_its_number(tmp_path, release):
-    repository = tmp_path / "repository"
+class Killed(BaseException):
+    """In the place of SIGKILL."""
+
+
+class Steps:
+    """Lets what changes a store be done so many times; then the process is taken to be killed."""
+
+    def __init__(self, monkeypatch, left):
+        self.left = left
+        for name in ("write", "replace", "make_folder", "remove", "remove_folder"):
+            monkeypatch.setattr(ObjectStore, name, self._counted(getattr(ObjectStore, name)))
+
+    def _counted(self, function):
+        def call(*arguments):
+            if self.left == 0:
+                raise Killed
+            self.left -= 1
+            return function(*arguments)
+
+        return call
+
+
+def test_a_release_is_published_under_its_number(repository, release):
     store.publish(release, 7, repository)
     assert paths(repository) == {
         "double_000007",
@@ -53,8 +98,7 @@ def test_a_release_is_published_under_its_number(tmp_path, release):
 
 
 @pytest.mark.parametrize("endpoint", ["double", "pair"])
-def test_an_endpoint_points_to_one_release_and_has_its_tensors(tmp_path, release, endpoint):
-    repository = tmp_path / "repository"
+def test_an_endpoint_points_to_one_release_and_has_its_tensors(repository, release, endpoint):
     for number in (7, 12):
         store.publish(release, number, repository)
     assert store.serving(repository, endpoint) is None
@@ -69,35 +113,32 @@ def test_an_endpoint_points_to_one_release_and_has_its_tensors(tmp_path, release
     assert store.releases(repository) == [7, 12]
 
 
-def test_publishing_again_changes_nothing_and_goes_on_where_it_stopped(tmp_path, release):
-    repository = tmp_path / "repository"
+def test_publishing_again_changes_nothing_and_goes_on_where_it_stopped(repository, release, monkeypatch):
     store.publish(release, 7, repository)
     whole = paths(repository)
-    written = (repository / "double_000007" / "config.pbtxt").stat().st_mtime_ns
     store.write_endpoint(repository, "pair_000007", None)
-    store.publish(release, 7, repository)
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "write", None)  # the graph is not written again
+        store.publish(release, 7, repository)
     assert paths(repository) == whole
-    assert (repository / "double_000007" / "config.pbtxt").stat().st_mtime_ns == written
 
 
-def test_another_release_of_the_same_number_is_refused(tmp_path, release):
-    repository = tmp_path / "repository"
+def test_another_release_of_the_same_number_is_refused(repository, release):
     store.publish(release, 7, repository)
     (release / "double" / "model.onnx").write_bytes(b"others")
     with pytest.raises(DeploymentError, match="another release of the same number"):
         store.publish(release, 7, repository)
-    assert (repository / "double_000007" / "1" / "model.onnx").read_bytes() == b"weights"
+    assert read(repository, "double_000007/1/model.onnx") == b"weights"
 
 
-def test_a_configuration_that_does_not_parse_publishes_nothing(tmp_path, release):
+def test_a_configuration_that_does_not_parse_publishes_nothing(repository, release):
     (release / "pair" / "config.pbtxt").write_text("max_batch_size: many")
     with pytest.raises(DeploymentError, match=r"pair/config.pbtxt is no configuration of Triton"):
-        store.publish(release, 7, tmp_path / "repository")
-    assert not (tmp_path / "repository").exists()
+        store.publish(release, 7, repository)
+    assert paths(repository) == set()
 
 
-def test_removing_a_release_leaves_the_others_and_the_endpoints(tmp_path, release):
-    repository = tmp_path / "repository"
+def test_removing_a_release_leaves_the_others_and_the_endpoints(repository, release):
     store.publish(release, 7, repository)
     store.point("pair", 7, repository)
     before = paths(repository)
@@ -106,13 +147,44 @@ def test_removing_a_release_leaves_the_others_and_the_endpoints(tmp_path, releas
     assert paths(repository) == before
 
 
-def test_an_endpoint_can_be_put_back(tmp_path, release):
-    repository = tmp_path / "repository"
+def test_an_endpoint_can_be_put_back(repository, release):
     store.publish(release, 7, repository)
     store.point("pair", 7, repository)
     text = store.read_endpoint(repository, "pair")
     store.write_endpoint(repository, "pair", None)
     assert store.read_endpoint(repository, "pair") is None
-    assert "pair" not in paths(repository)
+    assert not any(path.startswith("pair/") for path in paths(repository))
     store.write_endpoint(repository, "pair", text)
     assert store.serving(repository, "pair") == 7
+
+
+def test_a_model_is_there_as_a_whole_or_not_wherever_publishing_and_removing_are_killed(
+    repository, release, monkeypatch
+):
+    store.publish(release, 6, repository)
+    store.point("pair", 6, repository)
+    before = paths(repository) - {".lock"}
+    publish, remove = partial(store.publish, release, 7, repository), partial(store.remove, repository, 7)
+    for undo, change in ((remove, publish), (publish, remove)):
+        for steps in count():
+            undo()
+            with monkeypatch.context() as patch:
+                Steps(patch, steps)
+                try:
+                    change()
+                    break
+                except Killed:
+                    pass
+            for name in store.models_of(repository, 7):
+                assert config(repository, name).name == name
+                assert name != "double_000007" or read(repository, f"{name}/1/model.onnx") == b"weights"
+            with store.held(repository):
+                left = paths(repository) - before - {".lock"}
+            assert {path.split("/")[0] for path in left} == {*store.models_of(repository, 7)}
+        assert steps >= 4
+    assert paths(repository) - {".lock"} == before
+
+
+def test_an_address_of_another_kind_is_refused(release):
+    with pytest.raises(InputError, match=r"gs://bucket is no model repository; give the path of a folder or"):
+        store.publish(release, 7, "gs://bucket")

@@ -1,6 +1,7 @@
 """The same releases in a folder and on a real server of the S3 protocol."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,9 +9,10 @@ import sys
 import pytest
 from pyarrow.fs import FileSystem
 
-from watchrank.deployment.release_store import ReleaseStore
+from watchrank.deployment.release_store import ReleaseStore, taken_numbers
 from watchrank.errors import DeploymentError, InputError
-from watchrank.releases import checksums
+from watchrank.object_storage import ObjectStore
+from watchrank.releases import checksums, next_release
 
 KINDS = ("folder", "s3")
 
@@ -73,7 +75,7 @@ def test_what_is_pulled_is_what_was_pushed(store, tmp_path):
 def test_a_release_is_pushed_once(store, tmp_path, monkeypatch):
     release = make_release(tmp_path / "release", 7)
     store.push(release)
-    monkeypatch.setattr(ReleaseStore, "_write", None)
+    monkeypatch.setattr(ObjectStore, "write", None)
     assert store.push(release) == 7
 
 
@@ -104,6 +106,7 @@ def test_a_damaged_release_is_not_pushed(store, tmp_path):
 KILLED_PUSH = """
 import os, signal, sys
 from pathlib import Path
+from watchrank import object_storage
 from watchrank.deployment import release_store
 
 steps = int(sys.argv[3])
@@ -118,7 +121,7 @@ def killed(source, target, length):
         os.kill(os.getpid(), signal.SIGKILL)
     target.write(content)
 
-release_store.shutil.copyfileobj = killed
+object_storage.shutil.copyfileobj = killed
 release_store.ReleaseStore(sys.argv[2]).push(Path(sys.argv[1]))
 """
 
@@ -202,6 +205,20 @@ def test_a_manifest_that_cannot_be_read_is_named(store, tmp_path, manifest, sent
         store.serve(7)
 
 
+@pytest.mark.parametrize("mine", [[], [3], [9]])
+def test_a_new_release_gets_a_number_that_the_store_does_not_have(store, url, tmp_path, mine):
+    assert taken_numbers(url) == taken_numbers(None) == []
+    for number in (3, 7):
+        store.push(make_release(tmp_path / str(number), number))
+    for number in mine:
+        make_release(tmp_path / "releases" / f"{number:06d}", number)
+    with next_release(tmp_path / "releases", taken_numbers(url)) as (number, fresh):
+        shutil.copytree(make_release(tmp_path / "new", number, b"new weights"), fresh, dirs_exist_ok=True)
+    assert number == max(7, *mine, 0) + 1
+    assert store.push(tmp_path / "releases" / f"{number:06d}") == number
+    assert store.numbers() == [3, 7, number]
+
+
 # -- The pointer -----------------------------------------------------------------------------------
 
 
@@ -237,7 +254,7 @@ def test_who_reads_the_pointer_while_it_is_written_gets_the_former_one(store, tm
         seen.append(store.serving())
         target.write(source.read())
 
-    monkeypatch.setattr("watchrank.deployment.release_store.shutil.copyfileobj", copy_half)
+    monkeypatch.setattr("watchrank.object_storage.shutil.copyfileobj", copy_half)
     store.serve(7)
     assert seen == [3]
     assert store.serving() == 7

@@ -28,8 +28,8 @@ def export(trained, models, released, tmp_path):
     releases = tmp_path / "releases"
     shutil.copytree(released, releases / "000001")
 
-    def run(made=models, settings=trained.config.export):
-        return export_release(made, trained.store, {}, releases, trained.config.index, settings)
+    def run(made=models, settings=trained.config.export, taken=()):
+        return export_release(made, trained.store, {}, releases, trained.config.index, settings, taken)
 
     return run
 
@@ -80,6 +80,14 @@ def test_a_release_of_other_features_settings_data_or_code_is_another_one(
         patch.setattr("watchrank.export.made_of.code_checksum", lambda: "another")
         assert export().name == "000005"
     assert export().name == "000001"
+
+
+def test_a_release_gets_no_number_that_is_taken_elsewhere(export, trained, monkeypatch):
+    assert export(taken=[7]).name == "000001"  # it is there
+    fresh = refresh_release(export(), trained.store, export().parent, ExportSettings(), taken=[3, 7])
+    assert (fresh.name, read_manifest(fresh)["release"]) == ("000008", 8)
+    monkeypatch.setattr("watchrank.export.release._write_graphs", lambda *_: {})
+    assert export(settings=ExportSettings(tolerance=2e-4), taken=[3, 7, 11]).name == "000012"
 
 
 def test_a_damaged_release_is_made_again(export, monkeypatch):

@@ -45,3 +45,17 @@ def test_a_run_without_its_day_or_behind_what_serves_is_refused(prepared, champi
     with pytest.raises(InputError, match=r"step back\. Leave until empty"):
         plan(events, str(last - timedelta(days=1)), SplitSettings(), champion(last))
     assert plan(events, str(last), SplitSettings(), champion(date(2020, 1, 1))).start is not None
+
+
+def test_a_run_that_starts_from_nothing_is_held_to_what_serves_too(prepared, champion):
+    events, last = prepared.place.events, max(days(prepared.place.events))
+    serves, before = champion(last), str(last - timedelta(days=1))
+    assert plan(events, "", SplitSettings(), serves, warm_start=False).start is None
+    for warm_start in (True, False):
+        with pytest.raises(InputError, match=r"would be a step back\. .*, or give step_back=true\.$"):
+            plan(events, before, SplitSettings(), serves, warm_start=warm_start)
+        found = plan(events, before, SplitSettings(), serves, warm_start=warm_start, step_back=True)
+        assert (str(found.split.until), found.start) == (before, None)
+    earlier = champion(last - timedelta(days=2))
+    assert plan(events, before, SplitSettings(), earlier, warm_start=False).start is None
+    assert plan(events, before, SplitSettings(), earlier).start == earlier

@@ -41,6 +41,19 @@ _STORE = typer.Option("--store", help="release store: a folder or s3://bucket/pr
 StoreOption = Annotated[str, _STORE]
 MaybeStoreOption = Annotated[str | None, _STORE]
 
+NumberingOption = Annotated[
+    str | None,
+    typer.Option("--store", help="release store that it will go to, whose numbers are not given again"),
+]
+
+RepositoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model-repository",
+        help="what Triton serves from, a folder or s3://bucket/prefix; in the workspace when not given",
+    ),
+]
+
 HERE = Path("work")
 ENDPOINT = "recommend"
 FEATURE_REPO = Path("feature_repo")

@@ -13,6 +13,7 @@ from watchrank.cli.app import (
     HERE,
     ConfigOption,
     RepoOption,
+    RepositoryOption,
     SetOption,
     WorkspaceOption,
     app,
@@ -131,7 +132,10 @@ def train(workspace: WorkspaceOption = HERE, config: ConfigOption = None, overri
 
 @app.command()
 def evaluate(
-    workspace: WorkspaceOption = HERE, config: ConfigOption = None, override: SetOption = None
+    workspace: WorkspaceOption = HERE,
+    model_repository: RepositoryOption = None,
+    config: ConfigOption = None,
+    override: SetOption = None,
 ) -> None:
     """Measure the model on the test window; fail when it is worse than what serves or than its baselines.
 
@@ -149,7 +153,7 @@ def evaluate(
     if "tasks" in results:
         console.print(tasks_table(results))
     console.print(f"Report: {place.evaluation / 'report.html'}")
-    champion = place.release(serving(place.model_repository, "ranking"))
+    champion = place.release(serving(model_repository or place.model_repository, "ranking"))
     with console.status("holding it against what serves"):
         decision = gate_ranking(place.model, place.dataset, champion, place.evaluation, settings.gates)
     console.print(f"{decision.verdict} Decision: {place.evaluation / 'gate.md'}", soft_wrap=True)

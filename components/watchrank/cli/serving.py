@@ -19,8 +19,10 @@ from watchrank.cli.app import (
     TRITON_VENV,
     ConfigOption,
     MaybeStoreOption,
+    NumberingOption,
     ReleaseOption,
     RepoOption,
+    RepositoryOption,
     SetOption,
     StoreOption,
     WorkspaceOption,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def export(
+    store: NumberingOption = None,
     workspace: WorkspaceOption = HERE,
     feature_repo: RepoOption = FEATURE_REPO,
     config: ConfigOption = None,
@@ -47,6 +50,7 @@ def export(
 
     Text matching is part of it when there is a <workspace>/text_model.
     """
+    from watchrank.deployment.release_store import taken_numbers
     from watchrank.export.release import Trained, export_release
     from watchrank.feature_store import open_store
 
@@ -66,36 +70,47 @@ def export(
         text=place.text_model if with_search else None,
         search_dataset=place.search_dataset if with_search else None,
     )
-    store = open_store(feature_repo, place.features, place.feature_store)
+    feast = open_store(feature_repo, place.features, place.feature_store)
+    taken = taken_numbers(store)
     with console.status("exporting and checking parity"):
-        release = export_release(trained, store, metrics, place.releases, settings.index, settings.export)
+        release = export_release(
+            trained, feast, metrics, place.releases, settings.index, settings.export, taken
+        )
     console.print(f"Release {release}.")
 
 
 @app.command()
 def refresh(
     release: ReleaseOption = None,
+    store: NumberingOption = None,
     workspace: WorkspaceOption = HERE,
     feature_repo: RepoOption = FEATURE_REPO,
     config: ConfigOption = None,
     override: SetOption = None,
 ) -> None:
     """Make the next release out of an earlier one, with the videos' features of now; nothing is trained."""
+    from watchrank.deployment.release_store import taken_numbers
     from watchrank.export.release import refresh_release
     from watchrank.feature_store import open_store
 
     place, settings = Workspace(workspace), Config.load(config, override)
-    store = open_store(feature_repo, place.features, place.feature_store)
+    feast, earlier = open_store(feature_repo, place.features, place.feature_store), _release(place, release)
+    taken = taken_numbers(store)
     with console.status("renewing the features of the videos"):
-        made = refresh_release(_release(place, release), store, place.releases, settings.export)
+        made = refresh_release(earlier, feast, place.releases, settings.export, taken)
     console.print(f"Release {made}.")
 
 
 @app.command()
-def releases(workspace: WorkspaceOption = HERE, store: MaybeStoreOption = None) -> None:
+def releases(
+    workspace: WorkspaceOption = HERE,
+    store: MaybeStoreOption = None,
+    model_repository: RepositoryOption = None,
+) -> None:
     """List the releases of <workspace> or of a store: when made, of which data, and which one serves."""
     table = Table("release", "created", "data until", "per-user loss", "recall@100", "state")
-    for manifest, state in _listed(Workspace(workspace)) if store is None else _listed_in(store):
+    found = _listed(Workspace(workspace), model_repository) if store is None else _listed_in(store)
+    for manifest, state in found:
         metrics = manifest["metrics"]
         table.add_row(
             str(manifest["release"]),
@@ -112,6 +127,7 @@ def releases(workspace: WorkspaceOption = HERE, store: MaybeStoreOption = None) 
 def deploy(
     release: ReleaseOption = None,
     switch: Annotated[bool, typer.Option(help="serve it; else it is loaded beside what serves")] = True,
+    model_repository: RepositoryOption = None,
     workspace: WorkspaceOption = HERE,
     config: ConfigOption = None,
     override: SetOption = None,
@@ -120,8 +136,8 @@ def deploy(
     from watchrank.deployment.deploy import deploy
 
     place, settings = Workspace(workspace), Config.load(config, override)
-    folder = _release(place, release)
-    console.print(deploy(folder, place.model_repository, _reached(place, settings), switch=switch))
+    repository = model_repository or place.model_repository
+    console.print(deploy(_release(place, release), repository, _reached(place, settings), switch=switch))
 
 
 @app.command()
@@ -173,6 +189,7 @@ def follow(
 @app.command()
 def rollback(
     store: MaybeStoreOption = None,
+    model_repository: RepositoryOption = None,
     workspace: WorkspaceOption = HERE,
     config: ConfigOption = None,
     override: SetOption = None,
@@ -191,7 +208,8 @@ def rollback(
     from watchrank.deployment.rollback import roll_back
 
     place, settings = Workspace(workspace), Config.load(config, override)
-    before, now = roll_back(place.releases, place.model_repository, None, None, _reached(place, settings))
+    repository = model_repository or place.model_repository
+    before, now = roll_back(place.releases, repository, None, None, _reached(place, settings))
     console.print(f"Release {now} serves. Before it did release {before}.")
 
 
@@ -356,13 +374,13 @@ def _release(place: Workspace, number: int | None) -> Path:
     return place.releases / f"{number or numbers[-1]:06d}"
 
 
-def _listed(place: Workspace) -> Iterator[tuple[dict[str, Any], str]]:
+def _listed(place: Workspace, repository: str | None) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the manifest and the state of each release of a workspace."""
     from watchrank.deployment import model_repository
     from watchrank.releases import read_manifest, release_numbers
 
-    serving = model_repository.serving(place.model_repository, ENDPOINT)
-    loaded = model_repository.releases(place.model_repository)
+    serving = model_repository.serving(repository or place.model_repository, ENDPOINT)
+    loaded = model_repository.releases(repository or place.model_repository)
     for number in release_numbers(place.releases):
         state = "serves" if number == serving else "loaded" if number in loaded else ""
         yield read_manifest(place.releases / f"{number:06d}"), state

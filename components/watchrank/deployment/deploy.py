@@ -26,7 +26,6 @@ from watchrank.deployment.administration import admin_headers
 from watchrank.errors import DeploymentError, InputError
 from watchrank.graphs import checked
 from watchrank.serving.client import infer_inputs
-from watchrank.storage import locked
 
 _SMALLEST = 1e-3
 """Below this many seconds differences count as absolute."""
@@ -57,27 +56,29 @@ class Deployed:
     removed: list[int] = field(default_factory=list)
 
 
-def deploy(release: Path, repository: Path, settings: DeploymentSettings, *, switch: bool = True) -> Deployed:
+def deploy(
+    release: Path, repository: store.Location, settings: DeploymentSettings, *, switch: bool = True
+) -> Deployed:
     """Make a release the one that Triton's endpoints answer with; an earlier one, too: that is a rollback.
 
-    A second deployment that starts meanwhile waits for this one.
+    A second deployment that starts meanwhile waits for this one, unless the repository is on S3.
 
     Args:
         release: folder with manifest.json ({"release", "endpoints", "files": {path: sha256}}), golden.json
             (`Golden`), one folder a model.
-        repository: the model repository that the server reads.
+        repository: the model repository that the server reads, a folder or s3://bucket/prefix.
         settings: where the server listens, and how many releases to keep.
         switch: False only loads and tests the release; callers reach it under its numbered names.
 
     Raises:
-        InputError: `release` is no release.
-        DeploymentError: the release is damaged or must not be loaded, or the server is not there, does not
-            load it or answers wrongly; it is taken back and the one of before serves on.
+        InputError: `release` is no release, or the repository is at an address of another kind.
+        DeploymentError: the release is damaged or must not be loaded, or the server or the repository is not
+            there, does not load it or answers wrongly; it is taken back and the one of before serves on.
     """
     manifest = checked(release, settings.max_graph_bytes)
     golden = _read_golden(release / "golden.json")
     number, endpoints = manifest["release"], manifest["endpoints"]
-    with locked(repository), _connected(settings) as server:
+    with store.held(repository), _connected(settings) as server:
         before = {endpoint: store.serving(repository, endpoint) for endpoint in endpoints}
         with _taken_back(server, repository, number, before):
             store.publish(release, number, repository)
@@ -108,7 +109,7 @@ def serving(endpoints: Iterable[str], settings: DeploymentSettings) -> int | Non
     return answering.pop() if len(answering) == 1 else None
 
 
-def release_before(repository: Path, endpoint: str) -> int:
+def release_before(repository: store.Location, endpoint: str) -> int:
     """Return the number of the release before the one that serves, to roll back to.
 
     Raises:
@@ -133,7 +134,7 @@ def _connected(settings: DeploymentSettings) -> "Iterator[_Server]":
 
 @contextmanager
 def _taken_back(
-    server: "_Server", repository: Path, number: int, before: Mapping[str, int | None]
+    server: "_Server", repository: store.Location, number: int, before: Mapping[str, int | None]
 ) -> Iterator[None]:
     """When the block fails, let the endpoints answer as before and remove what was loaded for the release."""
     configs = {endpoint: store.read_endpoint(repository, endpoint) for endpoint in before}
@@ -150,7 +151,7 @@ def _taken_back(
 
 def _return(
     server: "_Server",
-    repository: Path,
+    repository: store.Location,
     number: int,
     configs: Mapping[str, str | None],
     before: Mapping[str, int | None],
@@ -169,14 +170,14 @@ def _return(
     return f"release {served[-1]} serves on" if served else "nothing served before"
 
 
-def _close(server: "_Server", repository: Path, endpoints: set[str]) -> None:
+def _close(server: "_Server", repository: store.Location, endpoints: set[str]) -> None:
     """Take away endpoints that the release which serves now does not have."""
     for endpoint in sorted(endpoints):
         server.unload(endpoint)
         store.write_endpoint(repository, endpoint, None)
 
 
-def _retire(server: "_Server", repository: Path, endpoints: list[str], keep: int) -> list[int]:
+def _retire(server: "_Server", repository: store.Location, endpoints: list[str], keep: int) -> list[int]:
     """Unload and remove all but those that serve and the newest others, `keep` in all; return the removed."""
     serving = {store.serving(repository, endpoint) for endpoint in endpoints}
     others = [number for number in store.releases(repository) if number not in serving]
@@ -186,7 +187,7 @@ def _retire(server: "_Server", repository: Path, endpoints: list[str], keep: int
     return removed
 
 
-def _drop(server: "_Server", repository: Path, number: int) -> None:
+def _drop(server: "_Server", repository: store.Location, number: int) -> None:
     for name in reversed(store.models_of(repository, number)):
         server.unload(name)
     store.remove(repository, number)

@@ -1,17 +1,18 @@
-"""A Triton model repository on disk that holds several releases side by side.
+"""A Triton model repository, in a folder or on S3, that holds several releases side by side.
 
     ranking_000007/config.pbtxt    a model of release 7, under a name of its own
     ranking_000007/1/model.onnx
     ranking/config.pbtxt           an endpoint: an ensemble that points to one release
 
 A release's models stand alone, so that two releases with other inputs serve next to each other. Callers ask
-the endpoints; to switch is to replace their configurations. Each folder and file appears by one rename.
+the endpoints; to switch is to replace their configurations. S3 has no rename: a model is there from the
+moment that its configuration is, which is written last and removed first.
 """
 
+import hashlib
 import re
-import shutil
-import tempfile
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -20,8 +21,12 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from watchrank.errors import DeploymentError
 from watchrank.export.triton_config import read_config
 from watchrank.graphs import check_graph
+from watchrank.object_storage import ObjectStore, is_remote
 from watchrank.releases import checksum, read_manifest, release_numbers
-from watchrank.storage import atomic_path, clear_killed
+from watchrank.storage import clear_killed, locked
+
+Location = Path | str
+"""Path of a folder, or s3://bucket/prefix."""
 
 CONFIG = "config.pbtxt"
 GRAPH = "model.onnx"
@@ -52,18 +57,18 @@ def name_of(model: str, release: int) -> str:
     return f"{model}_{release:06d}"
 
 
-def models_of(repository: Path, release: int) -> list[str]:
+def models_of(repository: Location, release: int) -> list[str]:
     """Return the names of the models of a release that are there."""
-    return sorted(path.name for path in repository.glob(f"*_{release:06d}") if (path / CONFIG).is_file())
+    return [name for name in _models(repository) if name.endswith(f"_{release:06d}")]
 
 
-def releases(repository: Path) -> list[int]:
+def releases(repository: Location) -> list[int]:
     """Return the numbers of the releases of which something is there, in order."""
-    found = (_NUMBERED.fullmatch(path.parent.name) for path in repository.glob(f"*/{CONFIG}"))
+    found = map(_NUMBERED.fullmatch, _models(repository))
     return sorted({int(match["release"]) for match in found if match})
 
 
-def serving(repository: Path, endpoint: str) -> int | None:
+def serving(repository: Location, endpoint: str) -> int | None:
     """Return the release that an endpoint points to, or None when there is none."""
     text = read_endpoint(repository, endpoint)
     return None if text is None else release_of(read_config(text))
@@ -76,16 +81,37 @@ def release_of(config: ModelConfig) -> int:
     return int(match["release"])
 
 
-def endpoints(repository: Path) -> list[str]:
+def endpoints(repository: Location) -> list[str]:
     """Return the names of the endpoints."""
-    names = (path.parent.name for path in repository.glob(f"*/{CONFIG}"))
-    return sorted(name for name in names if not _NUMBERED.fullmatch(name))
+    return [name for name in _models(repository) if not _NUMBERED.fullmatch(name)]
 
 
-def loaded(repository: Path) -> list[str]:
+def loaded(repository: Location) -> list[str]:
     """Return the endpoints' models of every release that is there: what a server starts with, beside them."""
+    there = _models(repository)
     names = (name_of(name, release) for release in releases(repository) for name in endpoints(repository))
-    return [name for name in names if (repository / name / CONFIG).is_file()]
+    return [name for name in names if name in there]
+
+
+@contextmanager
+def held(repository: Location) -> Iterator[None]:
+    """Hold a repository for a deployment, and remove what killed ones left.
+
+    A folder is waited for while another process holds it. Nothing holds S3: let one at a time deploy there.
+
+    Raises:
+        InputError: the repository is at an address of another kind.
+        DeploymentError: it cannot be used.
+    """
+    if is_remote(str(repository)):
+        _objects(repository).make_folder("")  # shows that there is a bucket, and the right to write
+        _clear(repository)
+        yield
+        return
+    with locked(Path(repository)):
+        clear_killed(Path(repository))
+        _clear(repository)
+        yield
 
 
 def check(repository: Path, folders: Iterable[Path]) -> None:
@@ -112,10 +138,10 @@ def check(repository: Path, folders: Iterable[Path]) -> None:
                     )
 
 
-def publish(folder: Path, release: int, repository: Path) -> None:
+def publish(folder: Path, release: int, repository: Location) -> None:
     """Write the models of a release under its number; no server takes them up before it is told to.
 
-    Only one process at a time publishes: the caller holds the lock of the repository (`storage.locked`).
+    Only one process at a time publishes: the caller holds the repository.
 
     Args:
         folder: of the release: one folder a model, with `config.pbtxt` and, but for ensembles, `model.onnx`.
@@ -123,56 +149,81 @@ def publish(folder: Path, release: int, repository: Path) -> None:
         repository: the model repository.
 
     Raises:
-        DeploymentError: a configuration cannot be read, or another release of this number is there.
-        OSError: a file cannot be read or the repository cannot be written.
+        DeploymentError: a configuration cannot be read, another release of this number is there, or the
+            repository cannot be used.
+        OSError: a file cannot be read.
     """
-    clear_killed(repository)
     configs = {path.parent.name: _read(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
     for model, config in configs.items():
         _check_config(folder / model / CONFIG, config, configs)
+    objects, there = _objects(repository), _models(repository)
     for model in sorted(configs, key=lambda model: configs[model].platform == "ensemble"):
         config, name = configs[model], name_of(model, release)
         config.name = name
         for step in config.ensemble_scheduling.step:
             step.model_name = name_of(step.model_name, release)
-        target, graph = repository / name, folder / model / GRAPH
-        if target.is_dir():
-            _check_same(target, config, graph)
+        graph = folder / model / GRAPH
+        if name in there:
+            _check_same(repository, name, config, graph)
             continue
-        with atomic_path(target) as fresh:
-            (fresh / VERSION).mkdir(parents=True)
-            (fresh / CONFIG).write_text(text_format.MessageToString(config), encoding="utf-8")
-            if graph.is_file():
-                shutil.copyfile(graph, fresh / VERSION / GRAPH)
+        objects.make_folder(f"{name}/{VERSION}")  # Triton wants it, also of an ensemble
+        if graph.is_file():
+            with graph.open("rb") as source:
+                objects.write(f"{name}/{VERSION}/{GRAPH}", source)
+        objects.replace(f"{name}/{CONFIG}", text_format.MessageToString(config).encode())
 
 
-def point(endpoint: str, release: int, repository: Path) -> None:
+def point(endpoint: str, release: int, repository: Location) -> None:
     """Let an endpoint point to a release that is published."""
-    target = _read(repository / name_of(endpoint, release) / CONFIG)
-    write_endpoint(repository, endpoint, text_format.MessageToString(_endpoint(endpoint, target)))
+    target = read_endpoint(repository, name_of(endpoint, release))
+    assert target is not None, f"release {release} has no model {endpoint}"
+    config = _endpoint(endpoint, read_config(target))
+    write_endpoint(repository, endpoint, text_format.MessageToString(config))
 
 
-def read_endpoint(repository: Path, endpoint: str) -> str | None:
+def read_endpoint(repository: Location, endpoint: str) -> str | None:
     """Return the configuration of an endpoint, or None when there is none."""
-    path = repository / endpoint / CONFIG
-    return path.read_text(encoding="utf-8") if path.exists() else None
+    content = _objects(repository).read(f"{endpoint}/{CONFIG}")
+    return None if content is None else content.decode()
 
 
-def write_endpoint(repository: Path, endpoint: str, config: str | None) -> None:
+def write_endpoint(repository: Location, endpoint: str, config: str | None) -> None:
     """Write the configuration of an endpoint, or remove the endpoint when it is None."""
     if config is None:
-        shutil.rmtree(repository / endpoint, ignore_errors=True)
+        _remove(repository, endpoint)
         return
-    (repository / endpoint / VERSION).mkdir(parents=True, exist_ok=True)
-    with atomic_path(repository / endpoint / CONFIG) as fresh:
-        fresh.write_text(config, encoding="utf-8")
+    objects = _objects(repository)
+    objects.make_folder(f"{endpoint}/{VERSION}")
+    objects.replace(f"{endpoint}/{CONFIG}", config.encode())
 
 
-def remove(repository: Path, release: int) -> None:
+def remove(repository: Location, release: int) -> None:
     """Remove a release; each of its models goes at once."""
     for name in reversed(models_of(repository, release)):
-        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=repository) as holder:
-            (repository / name).rename(Path(holder) / name)
+        _remove(repository, name)
+
+
+def _objects(repository: Location) -> ObjectStore:
+    return ObjectStore(str(repository), "model repository", DeploymentError)
+
+
+def _models(repository: Location) -> list[str]:
+    """Return the names of all models and endpoints that are there, in order."""
+    return _objects(repository).holding(CONFIG)
+
+
+def _remove(repository: Location, name: str) -> None:
+    objects = _objects(repository)
+    objects.remove(f"{name}/{CONFIG}")
+    objects.remove_folder(name)
+
+
+def _clear(repository: Location) -> None:
+    """Remove the models that killed deployments left without their configuration."""
+    objects = _objects(repository)
+    for name in {*objects.folders()} - {*objects.holding(CONFIG)}:
+        if _NUMBERED.fullmatch(name):
+            objects.remove_folder(name)
 
 
 def _endpoint(name: str, target: ModelConfig) -> ModelConfig:
@@ -209,11 +260,14 @@ def _check_config(path: Path, config: ModelConfig, models: Container[str]) -> No
         )
 
 
-def _check_same(there: Path, config: ModelConfig, graph: Path) -> None:
-    same = _read(there / CONFIG) == config and (
-        not graph.is_file() or checksum(there / VERSION / GRAPH) == checksum(graph)
-    )
+def _check_same(repository: Location, name: str, config: ModelConfig, graph: Path) -> None:
+    objects = _objects(repository)
+    same = read_config((objects.read(f"{name}/{CONFIG}") or b"").decode()) == config
+    if same and graph.is_file():
+        with objects.open(f"{name}/{VERSION}/{GRAPH}") as there:
+            same = hashlib.file_digest(there, "sha256").hexdigest() == checksum(graph)
     if not same:
         raise DeploymentError(
-            f"{there} holds another release of the same number; give the deployment a repository of its own."
+            f"{repository}/{name} holds another release of the same number; give the deployment a repository "
+            "of its own."
         )

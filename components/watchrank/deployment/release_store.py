@@ -11,16 +11,11 @@ pushes of one number at the same time: when they differ they mix, which `pull` f
 import json
 import re
 import shutil
-from contextlib import AbstractContextManager, suppress
-from io import BytesIO
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
-from uuid import uuid4
-
-from pyarrow.fs import FileSelector
+from pathlib import Path
+from typing import Any
 
 from watchrank.errors import DeploymentError, InputError
-from watchrank.object_storage import CHUNK, connect, usable
+from watchrank.object_storage import CHUNK, ObjectStore
 from watchrank.releases import LAST, MANIFEST, check_manifest, checksum, read_manifest, verify
 from watchrank.storage import atomic_path, locked, write_json
 
@@ -47,8 +42,7 @@ class ReleaseStore:
             InputError: the URL is of another kind, or names no bucket.
         """
         self.url = url
-        with self._usable():
-            self._files, self._root = connect(url, "release store")
+        self._objects = ObjectStore(url, "release store", DeploymentError)
 
     def push(self, release: Path) -> int:
         """Put a release into the store; return its number. One that is there already is left alone.
@@ -69,8 +63,8 @@ class ReleaseStore:
                 )
             return number
         for name in manifest["files"]:
-            with (release / name).open("rb") as source, self._usable():
-                self._write(_path(number, name), source)
+            with (release / name).open("rb") as source:
+                self._objects.write(_path(number, name), source)
         self._put(_path(number, MANIFEST), manifest)
         return number
 
@@ -100,11 +94,8 @@ class ReleaseStore:
 
     def numbers(self) -> list[int]:
         """Return the numbers of the releases that are there as a whole, in order."""
-        with self._usable():
-            there = self._files.get_file_info(FileSelector(self._at("releases"), allow_not_found=True))
-            numbers = sorted(int(info.base_name) for info in there if _NUMBER.fullmatch(info.base_name))
-            manifests = self._files.get_file_info([self._at(_path(number, MANIFEST)) for number in numbers])
-        return [number for number, info in zip(numbers, manifests, strict=True) if info.is_file]
+        folders = self._objects.holding(MANIFEST, "releases")
+        return [int(name) for name in folders if _NUMBER.fullmatch(name)]
 
     def manifest(self, number: int) -> dict[str, Any]:
         """Return the manifest of a release.
@@ -144,7 +135,7 @@ class ReleaseStore:
             DeploymentError: its manifest is damaged.
         """
         if number is None:
-            self._remove(POINTER)
+            self._objects.remove(POINTER)
             return
         self.manifest(number)
         self._put(POINTER, {"release": number})
@@ -164,18 +155,15 @@ class ReleaseStore:
             )
         return older[-1]
 
-    # -- Objects; their names are paths inside the store -----------------------------------------------
-
-    def _at(self, name: str) -> str:
-        return f"{self._root}/{name}"
+    # -- Objects ---------------------------------------------------------------------------------------
 
     def _get(self, name: str) -> dict[str, Any] | None:
         """Return a JSON object, or None when it is not there."""
-        try:
-            with self._usable(), self._open(name) as source:
-                value = json.loads(source.read())
-        except FileNotFoundError:
+        content = self._objects.read(name)
+        if content is None:
             return None
+        try:
+            value = json.loads(content)
         except ValueError:
             value = None
         if not isinstance(value, dict):
@@ -183,20 +171,12 @@ class ReleaseStore:
         return value
 
     def _put(self, name: str, value: dict[str, Any]) -> None:
-        """Write a JSON object; who reads meanwhile gets the former one or this one."""
-        fresh = f"{name}.{uuid4().hex}"
-        with self._usable():
-            self._write(fresh, BytesIO(json.dumps(value, indent=2, sort_keys=True).encode()))
-            self._files.move(self._at(fresh), self._at(name))
-
-    def _remove(self, name: str) -> None:
-        with self._usable(), suppress(FileNotFoundError):
-            self._files.delete_file(self._at(name))
+        self._objects.replace(name, json.dumps(value, indent=2, sort_keys=True).encode())
 
     def _fetch(self, number: int, name: str, expected: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self._usable(), self._open(_path(number, name)) as source, target.open("wb") as file:
+            with self._objects.open(_path(number, name)) as source, target.open("wb") as file:
                 shutil.copyfileobj(source, file, CHUNK)
             right = checksum(target) == expected
         except FileNotFoundError:
@@ -206,22 +186,6 @@ class ReleaseStore:
                 f"Release {number} in {self.url} is damaged: {name} is missing or not the file of its "
                 f"manifest; {_REPAIR}."
             )
-
-    def _open(self, name: str) -> Any:
-        return self._files.open_input_stream(self._at(name), compression=None)
-
-    def _write(self, name: str, source: IO[bytes]) -> None:
-        # pyarrow.fs.copy_files would not do: it does not report what fails when the target is closed
-        try:
-            target = self._files.open_output_stream(self._at(name), compression=None)
-        except FileNotFoundError:
-            self._files.create_dir(str(PurePosixPath(self._at(name)).parent))
-            target = self._files.open_output_stream(self._at(name), compression=None)
-        with target:
-            shutil.copyfileobj(source, target, CHUNK)
-
-    def _usable(self) -> AbstractContextManager[None]:
-        return usable(f"release store {self.url}", DeploymentError)
 
 
 def _path(number: int, name: str) -> str:
@@ -234,3 +198,8 @@ def _is_whole(release: Path) -> bool:
     except (InputError, DeploymentError):
         return False
     return True
+
+
+def taken_numbers(url: str | None) -> list[int]:
+    """Return the numbers that a new release must not have, when there is a store that it will go to."""
+    return ReleaseStore(url).numbers() if url else []

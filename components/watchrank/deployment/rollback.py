@@ -5,6 +5,7 @@ from pathlib import Path
 from watchrank.config import DeploymentSettings
 from watchrank.deployment import model_repository
 from watchrank.deployment.deploy import deploy, release_before
+from watchrank.deployment.model_repository import Location
 from watchrank.deployment.release_store import ReleaseStore
 from watchrank.deployment.rollout import switch
 from watchrank.errors import InputError
@@ -15,13 +16,13 @@ ENDPOINT = "recommend"
 
 
 def roll_back(
-    releases: Path, repository: Path, store: str | None, number: int | None, settings: DeploymentSettings
+    releases: Path, repository: Location, store: str | None, number: int | None, settings: DeploymentSettings
 ) -> tuple[int | None, int]:
     """Let an earlier release answer again.
 
     Args:
         releases: folder of all releases.
-        repository: the model repository that Triton reads.
+        repository: the model repository that Triton reads, a folder or s3://.
         store: where Tritons follow releases, a folder or s3://; None tells Triton directly.
         number: of the release; None for the one before the one that serves.
         settings: where Triton listens.

@@ -19,12 +19,12 @@ _INTERVAL = 0.5
 """Seconds from one question to Triton to the next."""
 
 
-def serving_release(releases: Path, repository: Path, store: str) -> Path | None:
+def serving_release(releases: Path, repository: model_repository.Location, store: str) -> Path | None:
     """Return the folder of the release that serves, the champion; None before the first.
 
     Args:
         releases: folder of all releases.
-        repository: the model repository that Triton reads.
+        repository: the model repository that Triton reads, a folder or s3://.
         store: the release store that Triton's side follows instead; empty for none.
 
     Raises:

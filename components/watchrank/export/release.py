@@ -86,6 +86,7 @@ def export_release(
     releases: Path,
     index: IndexSettings,
     settings: ExportSettings,
+    taken: Collection[int] = (),
 ) -> Path:
     """Export the trained models, check them, and make them the next release, if it is not there yet.
 
@@ -96,6 +97,7 @@ def export_release(
         releases: folder of all releases. A second export that starts meanwhile waits for this one.
         index: the kind of index, and how many candidates are ranked.
         settings: of the export.
+        taken: numbers of releases elsewhere, which it does not get.
 
     Returns:
         The folder of the release, `releases/<number>`: a new one, or one that was made of the same.
@@ -110,7 +112,7 @@ def export_release(
     with locked(releases):
         if there := find_release(releases, parts):
             return there
-        with next_release(releases) as (number, fresh):
+        with next_release(releases, taken) as (number, fresh):
             parity = _write_graphs(trained, ranker, data, features, number, fresh, index, settings)
             made_of.keep(trained.models, fresh)
             manifest = {
@@ -177,7 +179,13 @@ def _write_graphs(
     return {"ranking": parity.differences, "candidate_generation": found, **matched}
 
 
-def refresh_release(release: Path, store: "FeatureStore", releases: Path, settings: ExportSettings) -> Path:
+def refresh_release(
+    release: Path,
+    store: "FeatureStore",
+    releases: Path,
+    settings: ExportSettings,
+    taken: Collection[int] = (),
+) -> Path:
     """Make the next release out of an earlier one with the videos' features as of now; nothing is trained.
 
     Args:
@@ -185,6 +193,7 @@ def refresh_release(release: Path, store: "FeatureStore", releases: Path, settin
         store: gives the features of the videos.
         releases: folder of all releases.
         settings: of the export.
+        taken: numbers of releases elsewhere, which it does not get.
 
     Raises:
         InputError: `release` is no release.
@@ -192,7 +201,7 @@ def refresh_release(release: Path, store: "FeatureStore", releases: Path, settin
     """
     manifest = checked(release)
     golden = json.loads((release / "golden.json").read_text(encoding="utf-8"))
-    with locked(releases), next_release(releases) as (number, fresh):
+    with locked(releases), next_release(releases, taken) as (number, fresh):
         shutil.copytree(release, fresh, dirs_exist_ok=True)
         (fresh / MANIFEST).unlink()
         graph = fresh / "video_features" / "model.onnx"
