@@ -103,7 +103,7 @@ def _same_channels(con: Engine, former: Path, fresh: Path) -> bool:
 def _statistics(log: Log, settings: FeatureSettings, days: "_Days") -> None:
     since = days.edge(settings.statistics_cadence_seconds)
     shown = log.impressions(since and since - timedelta(days=max(STATISTICS_DAYS)))
-    rows = video_statistics(shown, settings.statistics_cadence_seconds, since)
+    rows = video_statistics(shown, settings.statistics_cadence_seconds, since, log.horizon())
     days.write(rows, VIDEO_STATISTICS, since)
 
     cadence, lag = settings.user_statistics_cadence_seconds, settings.user_statistics_lag_seconds
