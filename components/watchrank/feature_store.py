@@ -42,6 +42,7 @@ from watchrank.schema import (
     Dtype,
     Table,
 )
+from watchrank.storage import reading
 
 with warnings.catch_warnings():  # Feast switches every library's deprecation warnings on
     from feast import Entity, FeatureService, FeatureStore, FeatureView
@@ -94,6 +95,11 @@ def open_store(feature_repo: Path, features: Path, state: Path) -> FeatureStore:
             return _applied(file, [value for value in definitions.values() if isinstance(value, kinds)])
 
 
+def features_of(store: FeatureStore) -> Path:
+    """Return the folder of features that a store was opened on."""
+    return Path(store.get_feature_view(USER_PROFILE.name).batch_source.path).parent
+
+
 def historical_features(
     store: FeatureStore, tables: Sequence[Table], entity_rows: pd.DataFrame
 ) -> dict[str, np.ndarray]:
@@ -119,7 +125,7 @@ def historical_blocks(
     The features are read once, however many blocks there are, and one block is held.
     """
     numbered = entity_rows.assign(row_id=np.arange(len(entity_rows)))
-    with _bounded_engine() as engine:
+    with reading(features_of(store)), _bounded_engine() as engine:
         job = store.get_historical_features(
             numbered, features=feature_refs(tables), filter_by_created_timestamp=True
         )
@@ -143,7 +149,8 @@ def materialise(store: FeatureStore, until: datetime) -> None:
     Raises:
         StorageError: the local online store cannot be written.
     """
-    with _bounded_engine(), _sqlite_explained(), contextlib.redirect_stdout(io.StringIO()):
+    held = reading(features_of(store))
+    with held, _bounded_engine(), _sqlite_explained(), contextlib.redirect_stdout(io.StringIO()):
         store.materialize(datetime.fromtimestamp(0, UTC), until)
 
 

@@ -9,7 +9,6 @@
 A user's features are kept once a request, not once an impression: a request shows a whole slate.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import pyarrow as pa
 
 from watchrank import events as event_files
 from watchrank.config import EngineSettings, SplitSettings
-from watchrank.datasets.columns import Columns, ColumnWriter, read_columns
+from watchrank.datasets.columns import Columns, ColumnWriter, read_dataset
 from watchrank.datasets.windows import SPLITS, split_days
 from watchrank.engine import connect
 from watchrank.errors import InputError
@@ -42,7 +41,7 @@ from watchrank.schema import (
     Tensor,
     text_id,
 )
-from watchrank.storage import atomic_path, write_json, writing
+from watchrank.storage import atomic_path, reading, write_json, writing
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -82,16 +81,17 @@ class RankingDataset:
 
     path: Path
     manifest: dict[str, Any]
+    tables: dict[str, Columns]
 
     @classmethod
     def open(cls, path: Path) -> "RankingDataset":
-        """Open what `build_ranking_dataset` wrote.
+        """Open what `build_ranking_dataset` wrote, as a whole.
 
         Raises:
-            InputError: there is no dataset.
+            InputError: there is no dataset, or a column is damaged.
         """
         try:
-            return cls(path, json.loads((path / "manifest.json").read_text(encoding="utf-8")))
+            return cls(path, *read_dataset(path))
         except (OSError, ValueError):
             raise InputError(f"There is no dataset in {path}; run `watchrank dataset` first.") from None
 
@@ -103,8 +103,7 @@ class RankingDataset:
     def split(self, name: str) -> Split:
         """Return the split "train", "validation" or "test"."""
         assert name in SPLITS, name
-        folder = self.path / name
-        return Split(read_columns(folder / "requests"), read_columns(folder / "impressions"))
+        return Split(self.tables[f"{name}/requests"], self.tables[f"{name}/impressions"])
 
 
 def build_ranking_dataset(events: Path, store: "FeatureStore", output: Path, split: SplitSettings) -> None:
@@ -119,12 +118,15 @@ def build_ranking_dataset(events: Path, store: "FeatureStore", output: Path, spl
     Raises:
         InputError: the events have too few days, or lack one of the window.
     """
-    log = event_files.manifest(events)
-    windows = split_days(event_files.days(events), split)
-    rows_of = {
-        date.fromisoformat(day): found.rows for day, found in log.tables[IMPRESSIONS.name].days.items()
-    }
+    from watchrank.feature_store import features_of  # Feast is slow to import
+
     with ExitStack() as stack:
+        stack.enter_context(reading(events, features_of(store)))
+        log = event_files.manifest(events)
+        windows = split_days(event_files.days(events), split)
+        rows_of = {
+            date.fromisoformat(day): found.rows for day, found in log.tables[IMPRESSIONS.name].days.items()
+        }
         con = connect(EngineSettings())
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))
