@@ -129,9 +129,10 @@ def build_candidate_dataset(
     from watchrank.feature_store import features_of  # Feast is slow to import
 
     with ExitStack() as stack:
-        stack.enter_context(reading(events, features_of(store)))
+        stack.enter_context(reading(events))
         limits = window(event_files.days(events), split)
         now = limits[1] or datetime.now(UTC)
+        stack.enter_context(reading(features_of(store)))
         con = connect(EngineSettings())
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))

@@ -121,12 +121,13 @@ def build_ranking_dataset(events: Path, store: "FeatureStore", output: Path, spl
     from watchrank.feature_store import features_of  # Feast is slow to import
 
     with ExitStack() as stack:
-        stack.enter_context(reading(events, features_of(store)))
+        stack.enter_context(reading(events))
         log = event_files.manifest(events)
         windows = split_days(event_files.days(events), split)
         rows_of = {
             date.fromisoformat(day): found.rows for day, found in log.tables[IMPRESSIONS.name].days.items()
         }
+        stack.enter_context(reading(features_of(store)))
         con = connect(EngineSettings())
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))

@@ -131,6 +131,13 @@ def days_suite(settings: ValidationSettings) -> ExpectationSuite:
             for kind in ("users", "videos")
         ),
         _day(
+            "repeated_share",
+            None,
+            settings.max_repeated_share,
+            "repeated_share (of the day's rows, those whose user and video were there before, on it or the "
+            "day before) must be at most {high}",
+        ),
+        _day(
             "days_since_previous",
             None,
             1,
