@@ -421,7 +421,7 @@ def test_the_report_says_what_was_looked_at(log: Log, tmp_path: Path) -> None:
         "busiest_user_share": pytest.approx(1 / 3),
         "new_users_share": None,
         "new_videos_share": None,
-        "repeated_share": 1.0,
+        "repeated_share": pytest.approx(2 / 3),
         "unknown_users": 0,
         "unknown_videos": 0,
         "days_since_previous": 1,

@@ -273,8 +273,8 @@ def test_logs_and_pages_of_runs_here_hold_none(prepared, config, tmp_path, capfd
     settings = prepared.config.model_copy(
         update={name: getattr(settings, name) for name in ("deployment", "serving", "kubeflow", "cluster")}
     )
-    given = {"feature_repo": str(ROOT / "feature_repo"), "data": str(prepared.place.log)}
-    run_here(find("feature"), settings, place.root, given, tmp_path)
+    given = {"feature_repo": str(ROOT / "feature_repo")}
+    run_here(find("feature"), settings, place.root, given | {"data": str(prepared.place.log)}, tmp_path)
     shutil.copytree(prepared.place.dataset, place.dataset)
     reports = run_here(find("drift"), settings, place.root, given, tmp_path)
     assert {page.name for page in reports.iterdir()} == {"drift.html", "skew.html"}
