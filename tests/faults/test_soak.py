@@ -27,8 +27,8 @@ from .test_killed import MATERIALISE
 pytestmark = pytest.mark.faults
 
 CALLERS = 4
-USERS = SMALL["simulation"]["users"]
-"""The ids below are those of known users."""
+USERS = range(1, 1 + SMALL["simulation"]["users"])
+"""Whom the store knows."""
 
 WARM_UP = 0.25
 """Share of the time after which nothing may grow any more."""
@@ -41,7 +41,7 @@ WORDS = ["cats", "blue cats", "news of today", "猫", "x" * 50, "how to cook"]
 
 def question(draw: random.Random) -> tuple[str, bytes | None]:
     """Return the path and the body of a request."""
-    user = draw.choice([draw.randrange(USERS), draw.randrange(10**12)])
+    user = draw.choice([draw.choice(USERS), draw.randrange(10**12)])
     kind = draw.randrange(5)
     if kind == 0:
         query = urllib.parse.urlencode({"query": draw.choice(WORDS), "k": draw.randint(1, 20)})
@@ -49,7 +49,7 @@ def question(draw: random.Random) -> tuple[str, bytes | None]:
     if kind == 1:
         return f"/recommend/{user}?k={draw.randint(1, 50)}", None
     asked = {
-        "user_ids": [user, *(draw.randrange(USERS) for _ in range(draw.randrange(8)))],
+        "user_ids": [user, *(draw.choice(USERS) for _ in range(draw.randrange(8)))],
         "k": draw.randint(1, 50),
         "excluded": [draw.randrange(150) for _ in range(draw.choice([0, 3, 40]))],
         "diversity": draw.choice([0, 0.3, 1]),
@@ -102,7 +102,7 @@ def is_without(answer: dict[str, object]) -> bool:
         case "triton":
             return True
         case "features":
-            return answer["user_id"] in range(USERS)
+            return answer["user_id"] in USERS
     return False
 
 
