@@ -284,7 +284,7 @@ def test_logs_and_pages_of_runs_here_hold_none(prepared, config, tmp_path, capfd
     assert "cannot be used" in " ".join((shown.out + shown.err).split())
     assert MARK not in shown.out + shown.err
     written = [file for file in place.root.rglob("*") if file.is_file()]
-    assert {"validation.html", "drift.html", "report.html"} <= {file.name for file in written}
+    assert {"report.html", "drift.html", "skew.html"} <= {file.name for file in written}
     assert [file for file in written if MARK.encode() in file.read_bytes()] == []
 
 
