@@ -156,11 +156,11 @@ STOPPED = {
         r"On 2026-01-16 ([\d,]+) of \1 .* unknown user;",
     ),
     "videos are hashed anew": (hashed("video_id"), InputError, r"On 2026-01-16 .* unknown video; correct"),
-    "a day comes again, hours later": (again(hours=5), ValidationError, r"repeated_share .* on 2026-01-16"),
+    "a day comes again, hours later": (again(hours=5), ValidationError, r"repeated_rise .* on 2026-01-16"),
     "a day comes again as the next one": (
         again(days=1),
         ValidationError,
-        r"repeated_share .*\(for example 1 on 2026-01-17\)",
+        r"repeated_rise .*\(for example 0\.8\d+ on 2026-01-17\)",
     ),
     "one user has a third of a day": (of_one_user, ValidationError, r"busiest_user_share .* on 2026-01-16"),
 }

@@ -43,7 +43,7 @@ ABSENT = [
     "videos.category",
 ]
 COLUMNS = "user_id, video_id, timestamp, clicked, watch_seconds, position"
-SETTINGS = ValidationSettings(min_rows_a_day=4, max_volume_change=5, max_user_share=0.5, max_repeated_share=1)
+SETTINGS = ValidationSettings(min_rows_a_day=4, max_volume_change=5, max_user_share=0.5)
 
 ID = pa.int64()
 TIME = pa.timestamp("us", "UTC")
@@ -422,6 +422,7 @@ def test_the_report_says_what_was_looked_at(log: Log, tmp_path: Path) -> None:
         "new_users_share": None,
         "new_videos_share": None,
         "repeated_share": pytest.approx(2 / 3),
+        "repeated_rise": pytest.approx(2 / 3 - 1),
         "unknown_users": 0,
         "unknown_videos": 0,
         "days_since_previous": 1,
@@ -600,7 +601,7 @@ def test_the_bounds_of_a_day_are_the_settings() -> None:
         max_click_rate=0.3,
         max_user_share=0.4,
         max_new_share=0.8,
-        max_repeated_share=0.25,
+        max_repeated_rise=0.25,
     )
 
     assert _rules(days_suite(settings)) == [
@@ -610,7 +611,7 @@ def test_the_bounds_of_a_day_are_the_settings() -> None:
         ("ExpectColumnValuesToBeBetween", "busiest_user_share", 0.4),
         ("ExpectColumnValuesToBeBetween", "new_users_share", 0.8),
         ("ExpectColumnValuesToBeBetween", "new_videos_share", 0.8),
-        ("ExpectColumnValuesToBeBetween", "repeated_share", 0.25),
+        ("ExpectColumnValuesToBeBetween", "repeated_rise", 0.25),
         ("ExpectColumnValuesToBeBetween", "days_since_previous", 1),
     ]
 

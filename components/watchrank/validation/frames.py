@@ -204,6 +204,7 @@ def days_frame(counts: list[Day]) -> pd.DataFrame:
     for new in ("new_users", "new_videos"):
         frame[f"{new}_share"] = (days[new].to_numpy() / filled).where(np.arange(len(days)) >= FIRST_DAYS)
     frame["repeated_share"] = days["repeated"].to_numpy() / filled
+    frame["repeated_rise"] = frame["repeated_share"] - frame["repeated_share"].median()
     frame["unknown_users"] = days["unknown_users"].to_numpy()
     frame["unknown_videos"] = days["unknown_videos"].to_numpy()
     frame["days_since_previous"] = pd.to_datetime(days["date"]).diff().dt.days.to_numpy()

@@ -131,11 +131,11 @@ def days_suite(settings: ValidationSettings) -> ExpectationSuite:
             for kind in ("users", "videos")
         ),
         _day(
-            "repeated_share",
+            "repeated_rise",
             None,
-            settings.max_repeated_share,
-            "repeated_share (of the day's rows, those whose user and video were there before, on it or the "
-            "day before) must be at most {high}",
+            settings.max_repeated_rise,
+            "repeated_rise (share of the day's rows whose user and video were there before, on it or the day "
+            "before, above the median day's) must be at most {high}",
         ),
         _day(
             "days_since_previous",
