@@ -102,7 +102,10 @@ def read_whole(folder: Path, read: Callable[[Path], T]) -> T:
     For what opens, quickly, all files that it needs: it waits for nobody, and reads on in the old ones.
     """
     while True:
-        state = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # while it is open no other has its number
+        try:
+            state = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # while it is open no other has its number
+        except OSError:
+            return read(folder)  # which says what is wrong
         try:
             found = read(folder)
             if _is_at(state, folder):

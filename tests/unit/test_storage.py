@@ -201,7 +201,7 @@ def test_a_fault_of_a_folder_that_is_being_replaced_counts_no_more_than_what_it_
 
 def test_a_fault_of_a_folder_that_stays_is_told(tmp_path):
     with pytest.raises(FileNotFoundError):
-        read_whole(tmp_path / "nowhere", lambda folder: None)
+        read_whole(tmp_path / "nowhere", lambda folder: (folder / "a").read_text())
     write(tmp_path / "folder", "old")
     with pytest.raises(FileNotFoundError):
         read_whole(tmp_path / "folder", lambda folder: (folder / "c").read_text())

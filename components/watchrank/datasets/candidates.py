@@ -76,10 +76,7 @@ class CandidateDataset:
         Raises:
             InputError: there is no dataset, or a column is damaged.
         """
-        try:
-            return cls(path, *read_dataset(path))
-        except (OSError, ValueError):
-            raise InputError(f"There is no dataset in {path}; run `watchrank candidate-dataset`.") from None
+        return cls(path, *read_dataset(path, "candidate-dataset"))
 
     @property
     def absent_features(self) -> frozenset[str]:

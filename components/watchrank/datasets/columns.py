@@ -68,16 +68,24 @@ class ColumnWriter:
         np.lib.format.write_array_header_1_0(file, header)
 
 
-def read_dataset(path: Path) -> tuple[dict[str, Any], dict[str, Columns]]:
+def read_dataset(path: Path, command: str) -> tuple[dict[str, Any], dict[str, Columns]]:
     """Return `manifest.json` of a dataset and its tables by their folders, such as "train", all of one state.
 
     A dataset that takes the place of this one changes nothing of them.
 
+    Args:
+        path: the folder.
+        command: builds such a dataset.
+
     Raises:
-        OSError, ValueError: there is no manifest.
-        InputError: a column is damaged.
+        InputError: there is no dataset, or a column is damaged.
     """
-    return read_whole(path, _read)
+    try:
+        return read_whole(path, _read)
+    except InputError:
+        raise
+    except (OSError, ValueError):
+        raise InputError(f"There is no dataset in {path}; run `watchrank {command}` first.") from None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Columns]]:

@@ -27,7 +27,6 @@ from watchrank.config import EngineSettings, SplitSettings
 from watchrank.datasets.columns import Columns, ColumnWriter, read_dataset
 from watchrank.datasets.windows import SPLITS, split_days
 from watchrank.engine import connect
-from watchrank.errors import InputError
 from watchrank.schema import (
     EVENT_TIMESTAMP,
     FEATURE_ORIGIN,
@@ -90,10 +89,7 @@ class RankingDataset:
         Raises:
             InputError: there is no dataset, or a column is damaged.
         """
-        try:
-            return cls(path, *read_dataset(path))
-        except (OSError, ValueError):
-            raise InputError(f"There is no dataset in {path}; run `watchrank dataset` first.") from None
+        return cls(path, *read_dataset(path, "dataset"))
 
     @cached_property
     def absent_features(self) -> frozenset[str]:

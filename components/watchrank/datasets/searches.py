@@ -58,10 +58,7 @@ class SearchDataset:
         Raises:
             InputError: there is no dataset, or a column is damaged.
         """
-        try:
-            return cls(path, *read_dataset(path))
-        except (OSError, ValueError):
-            raise InputError(f"There is no dataset in {path}; run `watchrank search-dataset`.") from None
+        return cls(path, *read_dataset(path, "search-dataset"))
 
     @property
     def documents(self) -> Columns:

@@ -301,6 +301,14 @@ def test_a_dataset_that_is_replaced_while_it_is_opened_is_opened_again(plain, tm
     assert RankingDataset.open(place).manifest["surfaces"] == {"new": 1}
 
 
+def test_a_damaged_column_is_named(plain, tmp_path):
+    place = shutil.copytree(plain.path, tmp_path / "dataset")
+    column = place / "train" / "impressions" / "watch_seconds.npy"
+    column.write_bytes(column.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"the column .*watch_seconds.npy.*build the dataset again"):
+        RankingDataset.open(place)
+
+
 def test_a_folder_without_a_dataset_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no dataset in .*; run `watchrank dataset` first"):
         RankingDataset.open(tmp_path)
