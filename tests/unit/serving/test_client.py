@@ -108,6 +108,7 @@ def test_a_server_that_is_gone_is_looked_for_much_more_often_than_grpc_would():
                 await enough.wait()
         return looks
 
+    assert dict(CHANNEL)["grpc.max_reconnect_backoff_ms"] <= 1_000, "what an outage of minutes comes to"
     looks = asyncio.run(looked_for())
     assert looks["own"] > 1.5 * looks["grpc"]
 
