@@ -76,6 +76,7 @@ def test_without_the_token_only_health_is_told(given, path):
     refused, told, body, read = ask(guard, path, given | JSON, (b"secret",))
     assert (refused, told["www-authenticate"], read) == (401, "Bearer", 0)
     assert b"right" not in body
+    assert status(guard, path, given) == 401, "whatever else is wrong"
     assert status(guard, "/health", given, method="GET") == 200
 
 
