@@ -103,6 +103,13 @@ class ValidationSettings(Settings):
         le=1,
         description="of a day's rows, those of users, or videos, that no day before has; from the 8th day on",
     )
+    max_repeated_rise: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="share of a day's rows whose user and video were there before, on it or the day before, "
+        "above the median day's",
+    )
     batch_rows: int = Field(2_000_000, ge=1, description="rows validated at once; bounds memory")
 
 

@@ -42,6 +42,7 @@ from watchrank.schema import (
     Dtype,
     Table,
 )
+from watchrank.storage import reading
 
 with warnings.catch_warnings():  # Feast switches every library's deprecation warnings on
     from feast import Entity, FeatureService, FeatureStore, FeatureView
@@ -105,6 +106,11 @@ def engine_of(store: FeatureStore) -> EngineSettings:
     return found
 
 
+def features_of(store: FeatureStore) -> Path:
+    """Return the folder of features that a store was opened on."""
+    return Path(store.get_feature_view(USER_PROFILE.name).batch_source.path).parent
+
+
 def historical_features(
     store: FeatureStore, tables: Sequence[Table], entity_rows: pd.DataFrame
 ) -> dict[str, np.ndarray]:
@@ -130,7 +136,7 @@ def historical_blocks(
     The features are read once, however many blocks there are, and one block is held.
     """
     numbered = entity_rows.assign(row_id=np.arange(len(entity_rows)))
-    with _bounded_engine(store) as engine:
+    with reading(features_of(store)), _bounded_engine(store) as engine:
         job = store.get_historical_features(
             numbered, features=feature_refs(tables), filter_by_created_timestamp=True
         )
@@ -154,7 +160,8 @@ def materialise(store: FeatureStore, until: datetime) -> None:
     Raises:
         StorageError: the local online store cannot be written.
     """
-    with _bounded_engine(store), _sqlite_explained(), contextlib.redirect_stdout(io.StringIO()):
+    held = reading(features_of(store))
+    with held, _bounded_engine(store), _sqlite_explained(), contextlib.redirect_stdout(io.StringIO()):
         store.materialize(datetime.fromtimestamp(0, UTC), until)
 
 

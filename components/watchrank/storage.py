@@ -9,14 +9,16 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from watchrank.errors import StorageError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _REPLACED = "replaced"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -61,7 +63,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Hold the output of a stage while the block writes it; wait while another process does.
+    """Hold the output of a stage while the block writes it; wait while another process writes or reads it.
 
     What killed processes left beside or in it is removed first. The lock, a file beside `target`, goes with
     the process, also when it is killed.
@@ -71,10 +73,48 @@ def writing(target: Path) -> Iterator[None]:
     """
     with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with (target.parent / f".{target.name}.lock").open("w") as file:
+        with _lock_of(target).open("w") as file:
             _lock(file, target)
             clear_killed(target)
             yield
+
+
+@contextmanager
+def reading(*outputs: Path) -> Iterator[None]:
+    """Hold outputs of stages while the block reads them, so that each of their files is of the same state.
+
+    Others may read them, too; who writes one of them waits, and so does this while one is written. Where no
+    lock can be made, nobody can write either.
+    """
+    with ExitStack() as stack:
+        for output in outputs:
+            try:
+                lock = os.open(_lock_of(output), os.O_RDONLY | os.O_CREAT, 0o644)
+            except OSError:
+                continue
+            _lock(stack.enter_context(os.fdopen(lock)), output, fcntl.LOCK_SH)
+        yield
+
+
+def read_whole(folder: Path, read: Callable[[Path], T]) -> T:
+    """Return what `read` makes of a folder, all of one state; it is called again if the folder was replaced.
+
+    For what opens, quickly, all files that it needs: it waits for nobody, and reads on in the old ones.
+    """
+    while True:
+        try:
+            state = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # while it is open no other has its number
+        except OSError:
+            return read(folder)  # which says what is wrong
+        try:
+            found = read(folder)
+            if _is_at(state, folder):
+                return found
+        except Exception:
+            if _is_at(state, folder):
+                raise
+        finally:
+            os.close(state)
 
 
 @contextmanager
@@ -116,12 +156,21 @@ def _exchanged(fresh: Path, target: Path) -> bool:
     return bool(renameat2(*paths, _RENAME_EXCHANGE) == 0)
 
 
-def _lock(file: IO[str], what: Path) -> None:
+def _lock_of(target: Path) -> Path:
+    return target.parent / f".{target.name}.lock"
+
+
+def _lock(file: IO[str], what: Path, kind: int = fcntl.LOCK_EX) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        logger.info("Waiting for another process, which writes %s.", what)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        logger.info("Waiting for another process, which is at work on %s.", what)
+        fcntl.flock(file, kind)
+
+
+def _is_at(state: int, folder: Path) -> bool:
+    """Return whether an open folder still is the one at a path."""
+    return folder.exists() and os.path.samestat(os.fstat(state), folder.stat())
 
 
 @contextmanager

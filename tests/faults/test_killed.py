@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from watchrank.feature_store import materialise, open_store
 
-store = open_store(Path("feature_repo"), Path({features!r}), Path({state!r}))
+store = open_store(Path({repo!r}), Path({features!r}), Path({state!r}))
 materialise(store, datetime(2026, 2, 1, tzinfo=UTC))
 """
 
@@ -65,7 +65,7 @@ def test_a_killed_stage_leaves_nothing_broken_and_ends_as_an_uninterrupted_one(
             shutil.copytree(built.root / part, place.root / Path(part).name)
         if not command:
             return place.root, MATERIALISE.format(
-                features=str(place.features), state=str(place.feature_store)
+                repo="feature_repo", features=str(place.features), state=str(place.feature_store)
             )
         word, *options = command.split()
         return place.root, watchrank(word, place.root, *options)
@@ -82,5 +82,6 @@ def test_a_killed_stage_leaves_nothing_broken_and_ends_as_an_uninterrupted_one(
             runner.end(program)
         found_now = contents(root)
         assert found_now.keys() == expected.keys()
-        assert [name for name, content in found_now.items() if content != expected[name]] == []
+        other = {name: (expected[name], now) for name, now in found_now.items() if now != expected[name]}
+        assert other == {}
         assert left_behind(root) == []

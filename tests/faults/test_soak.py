@@ -1,4 +1,7 @@
-"""Mixed load for as long as one likes: no request fails, and after the warm-up no process grows."""
+"""Mixed load for as long as one likes: no request fails, and after the warm-up no process grows.
+
+The service reads features from a real Redis.
+"""
 
 import json
 import os
@@ -13,15 +16,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from watchrank.deployment.local_server import Ports
 
-from .conftest import Runner
+from .conftest import REPOSITORY, SMALL, Runner
 from .served import Served
+from .test_killed import MATERIALISE
 
 pytestmark = pytest.mark.faults
 
 CALLERS = 4
+USERS = range(1, 1 + SMALL["simulation"]["users"])
+"""Whom the store knows."""
+
 WARM_UP = 0.25
 """Share of the time after which nothing may grow any more."""
 
@@ -33,7 +41,7 @@ WORDS = ["cats", "blue cats", "news of today", "猫", "x" * 50, "how to cook"]
 
 def question(draw: random.Random) -> tuple[str, bytes | None]:
     """Return the path and the body of a request."""
-    user = draw.choice([draw.randrange(120), draw.randrange(10**12)])
+    user = draw.choice([draw.choice(USERS), draw.randrange(10**12)])
     kind = draw.randrange(5)
     if kind == 0:
         query = urllib.parse.urlencode({"query": draw.choice(WORDS), "k": draw.randint(1, 20)})
@@ -41,7 +49,7 @@ def question(draw: random.Random) -> tuple[str, bytes | None]:
     if kind == 1:
         return f"/recommend/{user}?k={draw.randint(1, 50)}", None
     asked = {
-        "user_ids": [user, *(draw.randrange(120) for _ in range(draw.randrange(8)))],
+        "user_ids": [user, *(draw.choice(USERS) for _ in range(draw.randrange(8)))],
         "k": draw.randint(1, 50),
         "excluded": [draw.randrange(150) for _ in range(draw.choice([0, 3, 40]))],
         "diversity": draw.choice([0, 0.3, 1]),
@@ -82,27 +90,44 @@ def ask(url: str, until: float, seed: int) -> tuple[int, list[str]]:
             faults.append(f"{path}: {error.code} {error.read().decode()}")
             continue
         for each in found if isinstance(found, list) else [found]:
-            if each.get("fallback") == "triton" or not (each["video_ids"] or "query" in each):
+            if not (each["video_ids"] or "query" in each) or is_without(each):
                 faults.append(f"{path}: {each}")
         answered += 1
     return answered, faults
 
 
+def is_without(answer: dict[str, object]) -> bool:
+    """Return whether an answer does without Triton, or without the features of a user who has some."""
+    match answer.get("fallback"):
+        case "triton":
+            return True
+        case "features":
+            return answer["user_id"] in USERS
+    return False
+
+
 def test_a_soak_leaves_memory_as_it_is_and_fails_no_request(
     served: Served,
     runner: Runner,
+    redis: str,
     request: pytest.FixtureRequest,
 ) -> None:
     seconds, port = 60 * request.config.getoption("--soak-minutes"), Ports.free().http
     runner.end(served.program("deploy", "--release", 1))
-    program = served.program(
+    repo = REPOSITORY / "feature_repo" / "feature_store_redis.yaml"
+    places = {"repo": str(repo), "features": str(served.place.features)}
+    to_redis = f"import os\nos.environ['WATCHRANK_REDIS'] = {redis!r}\n"
+    runner.end(to_redis + MATERIALISE.format(**places, state=str(served.place.feature_store)))
+    program = to_redis + served.program(
         "serve-http",
+        f"--feature-repo={repo}",
         f"--set=serving.port={port}",
         "--set=serving.timeout_seconds=30",
         "--set=serving.log_share=0",
     )
     service, url = runner.start(program), f"http://127.0.0.1:{port}"
-    processes = {"service": [service.pid], "Triton": group(served.server.pid)}
+    store = Redis.from_url(f"redis://{redis}").info("server")["process_id"]
+    processes = {"service": [service.pid], "Triton": group(served.server.pid), "Redis": [store]}
     deadline = time.monotonic() + 120
     while f"{url}/" not in service.stdout and time.monotonic() < deadline:
         time.sleep(0.1)

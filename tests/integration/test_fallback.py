@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
+from redis import Redis as RedisClient
 from redis.exceptions import TimeoutError as RedisTimeout
 from typer.testing import CliRunner
 
@@ -306,6 +307,21 @@ def test_a_store_that_is_emptied_and_killed_and_comes_back(url, redis_server, re
     assert fallbacks(url) == {"features"}
     materialise(redis_store, datetime.now(UTC))
     settled(url, None)
+    assert recommend(url) == before
+
+
+def test_a_store_that_is_emptied_under_the_service_makes_everybody_a_newcomer_and_tells(
+    url, redis_server, redis_store
+):
+    before, newcomers = recommend(url), recommend(url, [STRANGER + user for user in USERS])
+    told = metric(url, 'watchrank_fallbacks_total{fallback="features"}')
+    with RedisClient(port=redis_server.port) as client:
+        client.flushall()
+    answers = recommend(url)
+    assert answers == [answer | {"user_id": user} for user, answer in zip(USERS, newcomers, strict=True)]
+    assert {answer["fallback"] for answer in answers} == {"features"}
+    assert metric(url, 'watchrank_fallbacks_total{fallback="features"}') == told + len(USERS)
+    materialise(redis_store, datetime.now(UTC))
     assert recommend(url) == before
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def test_a_champion_that_reads_what_the_log_lacks_is_no_comparison(
     released, trained, feature, tmp_path, data
 ):
     manifest = data.manifest | {"absent_features": [feature]}
-    champion = ask_champion(released, RankingDataset(data.path, manifest))
+    champion = ask_champion(released, replace(data, manifest=manifest))
     assert not champion.answers
     assert champion.tasks == {"expected_watch_time"}
     assert champion.notes == (
@@ -186,7 +187,7 @@ def test_a_damaged_champion_is_told_and_the_baselines_decide(released, trained, 
 def test_a_champion_that_has_seen_the_window_is_told(released, data, tmp_path):
     own = data.manifest["splits"]
     early = {**own, "test": own["test"] | {"from": own["validation"]["until"]}}
-    champion = ask_champion(released, RankingDataset(data.path, data.manifest | {"splits": early}))
+    champion = ask_champion(released, replace(data, manifest=data.manifest | {"splits": early}))
     assert champion.answers
     assert "which is in this window" in champion.notes[0]
     assert ask_champion(released, data).notes == ()

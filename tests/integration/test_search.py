@@ -14,7 +14,7 @@ import pytest
 
 from watchrank import events as event_files
 from watchrank.config import TextSettings, TextTrainingSettings, TrainingSettings
-from watchrank.datasets.searches import build_search_dataset
+from watchrank.datasets.searches import SearchDataset, build_search_dataset
 from watchrank.deployment import model_repository
 from watchrank.deployment.deploy import deploy
 from watchrank.deployment.local_server import LocalTriton
@@ -101,7 +101,7 @@ def push_search(store, user_id, query, time):
 
 def test_a_title_is_found_by_its_words_as_the_model_scores_it(server, made, titles):
     model = load_model(made / "model")
-    ids, _ = title_vectors(model, made / "dataset")
+    ids, _ = title_vectors(model, SearchDataset.open(made / "dataset"))
     queries = [titles[video] for video in ids[:40]]
     found = asking(server, lambda client: search(client, queries, 20))
     assert [answer.query for answer in found] == queries
@@ -180,7 +180,7 @@ def test_the_service_answers_a_query(serving, server, prepared, made, titles, tm
 
 
 def test_a_video_that_candidate_generation_does_not_know_is_reached(server, prepared, made, titles):
-    ids, _ = title_vectors(load_model(made / "model"), made / "dataset")
+    ids, _ = title_vectors(load_model(made / "model"), SearchDataset.open(made / "dataset"))
     known = set(load_tower(prepared.place.candidate_model).vocabulary.keys.tolist())
     new = [video for video in ids.tolist() if video not in known]
     assert new, "some video was watched by nobody"

@@ -110,6 +110,18 @@ def doubled(rows, night):
     return pa.concat_tables([rows, rows.filter(night)])
 
 
+def again(**time):
+    """Add the night's rows once more, with other times."""
+
+    def change(rows, night):
+        more = rows.filter(night)
+        return pa.concat_tables(
+            [rows, put(more, "timestamp", pc.add(more["timestamp"], pa.scalar(timedelta(**time))))]
+        )
+
+    return change
+
+
 def of_one_user(rows, night):
     """A tenth as many rows again as the night has, all of one user."""
     user = rows["user_id"][0]
@@ -144,6 +156,12 @@ STOPPED = {
         r"On 2026-01-16 ([\d,]+) of \1 .* unknown user;",
     ),
     "videos are hashed anew": (hashed("video_id"), InputError, r"On 2026-01-16 .* unknown video; correct"),
+    "a day comes again, hours later": (again(hours=5), ValidationError, r"repeated_rise .* on 2026-01-16"),
+    "a day comes again as the next one": (
+        again(days=1),
+        ValidationError,
+        r"repeated_rise .*\(for example 0\.8\d+ on 2026-01-17\)",
+    ),
     "one user has a third of a day": (of_one_user, ValidationError, r"busiest_user_share .* on 2026-01-16"),
 }
 

@@ -12,7 +12,7 @@ import pytest
 
 from watchrank import storage
 from watchrank.errors import StorageError
-from watchrank.storage import atomic_path, writing
+from watchrank.storage import atomic_path, read_whole, reading, writing
 
 KILLED = """
 import ctypes, os, signal, shutil, sys
@@ -133,4 +133,75 @@ def test_a_second_writer_waits_for_the_first(tmp_path, caplog):
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
-    assert caplog.messages == [f"Waiting for another process, which writes {tmp_path / 'folder'}."]
+    assert caplog.messages == [f"Waiting for another process, which is at work on {tmp_path / 'folder'}."]
+
+
+def test_readers_wait_for_the_writer_and_the_writer_for_readers(tmp_path):
+    place = tmp_path / "folder"
+
+    def start(hold):
+        held = Event()
+
+        def work():
+            with hold(place):
+                held.set()
+
+        thread = Thread(target=work)
+        thread.start()
+        return thread, held
+
+    for first, second, waits in (
+        (reading, writing, True),
+        (writing, reading, True),
+        (reading, reading, False),
+    ):
+        with first(place):
+            thread, held = start(second)
+            assert held.wait(0.2 if waits else 60) != waits
+        thread.join()
+        assert held.is_set()
+
+
+def test_what_nobody_can_write_is_read_without_a_lock(tmp_path):
+    with reading(tmp_path / "nowhere" / "folder"):
+        pass
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(storage, "_exchanged", lambda fresh, target: False)
+    target, found = tmp_path / "folder", []
+    write(target, "old")
+
+    def parts(folder):
+        found.append((folder / "a").read_text())
+        if len(found) == 1:
+            replace(target)
+        return found[-1], (folder / "b").read_text()
+
+    assert read_whole(target, parts) == ("new", "new")
+    assert found == ["old", "new"]
+
+
+def test_a_fault_of_a_folder_that_is_being_replaced_counts_no_more_than_what_it_reads(tmp_path):
+    target, found = tmp_path / "folder", []
+    write(target, "old")
+
+    def read_old(folder):
+        found.append((folder / "a").read_text())
+        if len(found) == 1:
+            replace(target)
+            raise RuntimeError("a part is missing")
+        return found[-1]
+
+    assert read_whole(target, read_old) == "new"
+
+
+def test_a_fault_of_a_folder_that_stays_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_whole(tmp_path / "nowhere", lambda folder: (folder / "a").read_text())
+    write(tmp_path / "folder", "old")
+    with pytest.raises(FileNotFoundError):
+        read_whole(tmp_path / "folder", lambda folder: (folder / "c").read_text())

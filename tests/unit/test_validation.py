@@ -20,7 +20,7 @@ from watchrank.errors import InputError, ValidationError
 from watchrank.events import Manifest, TableSummary, manifest
 from watchrank.schema import SOURCE_TABLES, Column, Table
 from watchrank.validation import validate
-from watchrank.validation.frames import Part, whole_days
+from watchrank.validation.frames import Known, Part, whole_days
 from watchrank.validation.report import Check, SuiteResult, ValidationReport
 from watchrank.validation.suites import columns_suite, days_suite, present_tables, values_suite
 
@@ -421,6 +421,8 @@ def test_the_report_says_what_was_looked_at(log: Log, tmp_path: Path) -> None:
         "busiest_user_share": pytest.approx(1 / 3),
         "new_users_share": None,
         "new_videos_share": None,
+        "repeated_share": pytest.approx(2 / 3),
+        "repeated_rise": pytest.approx(2 / 3 - 1),
         "unknown_users": 0,
         "unknown_videos": 0,
         "days_since_previous": 1,
@@ -599,6 +601,7 @@ def test_the_bounds_of_a_day_are_the_settings() -> None:
         max_click_rate=0.3,
         max_user_share=0.4,
         max_new_share=0.8,
+        max_repeated_rise=0.25,
     )
 
     assert _rules(days_suite(settings)) == [
@@ -608,8 +611,20 @@ def test_the_bounds_of_a_day_are_the_settings() -> None:
         ("ExpectColumnValuesToBeBetween", "busiest_user_share", 0.4),
         ("ExpectColumnValuesToBeBetween", "new_users_share", 0.8),
         ("ExpectColumnValuesToBeBetween", "new_videos_share", 0.8),
+        ("ExpectColumnValuesToBeBetween", "repeated_rise", 0.25),
         ("ExpectColumnValuesToBeBetween", "days_since_previous", 1),
     ]
+
+
+def test_a_row_is_repeated_when_its_user_and_video_were_there_on_the_day_or_the_one_before() -> None:
+    def shown(*pairs: tuple[int | None, int]) -> pa.Table:
+        users, videos = zip(*pairs, strict=True)
+        return pa.table({"user_id": pa.array(users, ID), "video_id": pa.array(videos, ID)})
+
+    known = Known()
+    assert known.count_repeated(shown((1, 5), (1, 6), (2, 5), (1, 5), (None, 5), (None, 5))) == 1
+    assert known.count_repeated(shown((1, 5), (1, 5), (2, 6))) == 2
+    assert known.count_repeated(shown((2, 5), (2, 6))) == 1
 
 
 def test_only_optional_columns_may_be_absent() -> None:

@@ -14,7 +14,6 @@ validation. The window of the settings `split` binds: nothing after `split.until
 the days that `split` counts is known, but no example.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ import pyarrow as pa
 
 from watchrank import events as event_files
 from watchrank.config import ExampleSettings, SplitSettings
-from watchrank.datasets.columns import Columns, ColumnWriter, read_columns
+from watchrank.datasets.columns import Columns, ColumnWriter, read_dataset
 from watchrank.datasets.windows import Limits, between, uploaded_before, window
 from watchrank.engine import Engine, connect
 from watchrank.errors import InputError
@@ -43,7 +42,7 @@ from watchrank.schema import (
     VIDEO_PROFILE,
     Table,
 )
-from watchrank.storage import atomic_path, write_json, writing
+from watchrank.storage import atomic_path, reading, write_json, writing
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -74,18 +73,16 @@ class CandidateDataset:
 
     path: Path
     manifest: dict[str, Any]
+    tables: dict[str, Columns]
 
     @classmethod
     def open(cls, path: Path) -> "CandidateDataset":
-        """Open what `build_candidate_dataset` wrote.
+        """Open what `build_candidate_dataset` wrote, as a whole.
 
         Raises:
-            InputError: there is no dataset.
+            InputError: there is no dataset, or a column is damaged.
         """
-        try:
-            return cls(path, json.loads((path / "manifest.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            raise InputError(f"There is no dataset in {path}; run `watchrank candidate-dataset`.") from None
+        return cls(path, *read_dataset(path, "candidate-dataset"))
 
     @property
     def absent_features(self) -> frozenset[str]:
@@ -95,22 +92,22 @@ class CandidateDataset:
     @property
     def videos(self) -> Columns:
         """The catalogue [N], sorted by `video_id`."""
-        return read_columns(self.path / "videos")
+        return self.tables["videos"]
 
     @property
     def users(self) -> Columns:
         """The users [U], sorted by `user_id`, with `user_language` and `country`."""
-        return read_columns(self.path / "users")
+        return self.tables["users"]
 
     @property
     def watches(self) -> Columns:
         """Every watch to learn from [M]: `user_id`, `video_id`, `timestamp_us`."""
-        return read_columns(self.path / "watches")
+        return self.tables["watches"]
 
     def split(self, name: str) -> Columns:
         """Return the examples of "train", "validation" or "test"."""
         assert name in SPLITS, name
-        return read_columns(self.path / name)
+        return self.tables[name]
 
 
 def build_candidate_dataset(
@@ -132,11 +129,13 @@ def build_candidate_dataset(
     Raises:
         InputError: the events have no watch that counts, or lack a day of the window.
     """
-    from watchrank.feature_store import engine_of  # Feast is slow to import
+    from watchrank.feature_store import engine_of, features_of  # Feast is slow to import
 
-    limits = window(event_files.days(events), split)
-    now = limits[1] or datetime.now(UTC)
     with ExitStack() as stack:
+        stack.enter_context(reading(events))
+        limits = window(event_files.days(events), split)
+        now = limits[1] or datetime.now(UTC)
+        stack.enter_context(reading(features_of(store)))
         con = connect(engine_of(store))
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))

@@ -1,14 +1,16 @@
 """Tables as folders of `.npy` columns, written in pieces and read through memory maps."""
 
+import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
 from watchrank.errors import InputError
+from watchrank.storage import read_whole
 
 Columns = dict[str, np.ndarray]
 
@@ -64,6 +66,32 @@ class ColumnWriter:
         file.seek(0)
         header = {"descr": np.lib.format.dtype_to_descr(empty.dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
+
+
+def read_dataset(path: Path, command: str) -> tuple[dict[str, Any], dict[str, Columns]]:
+    """Return `manifest.json` of a dataset and its tables by their folders, such as "train", all of one state.
+
+    A dataset that takes the place of this one changes nothing of them.
+
+    Args:
+        path: the folder.
+        command: builds such a dataset.
+
+    Raises:
+        InputError: there is no dataset, or a column is damaged.
+    """
+    try:
+        return read_whole(path, _read)
+    except InputError:
+        raise
+    except (OSError, ValueError):
+        raise InputError(f"There is no dataset in {path}; run `watchrank {command}` first.") from None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Columns]]:
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    folders = sorted({file.parent for file in path.rglob("*.npy")})
+    return manifest, {folder.relative_to(path).as_posix(): read_columns(folder) for folder in folders}
 
 
 def read_columns(folder: Path) -> Columns:

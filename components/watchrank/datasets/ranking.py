@@ -9,7 +9,6 @@
 A user's features are kept once a request, not once an impression: a request shows a whole slate.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,10 +24,9 @@ import pyarrow as pa
 
 from watchrank import events as event_files
 from watchrank.config import SplitSettings
-from watchrank.datasets.columns import Columns, ColumnWriter, read_columns
+from watchrank.datasets.columns import Columns, ColumnWriter, read_dataset
 from watchrank.datasets.windows import SPLITS, split_days
 from watchrank.engine import connect
-from watchrank.errors import InputError
 from watchrank.schema import (
     EVENT_TIMESTAMP,
     FEATURE_ORIGIN,
@@ -42,7 +40,7 @@ from watchrank.schema import (
     Tensor,
     text_id,
 )
-from watchrank.storage import atomic_path, write_json, writing
+from watchrank.storage import atomic_path, reading, write_json, writing
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -82,18 +80,16 @@ class RankingDataset:
 
     path: Path
     manifest: dict[str, Any]
+    tables: dict[str, Columns]
 
     @classmethod
     def open(cls, path: Path) -> "RankingDataset":
-        """Open what `build_ranking_dataset` wrote.
+        """Open what `build_ranking_dataset` wrote, as a whole.
 
         Raises:
-            InputError: there is no dataset.
+            InputError: there is no dataset, or a column is damaged.
         """
-        try:
-            return cls(path, json.loads((path / "manifest.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            raise InputError(f"There is no dataset in {path}; run `watchrank dataset` first.") from None
+        return cls(path, *read_dataset(path, "dataset"))
 
     @cached_property
     def absent_features(self) -> frozenset[str]:
@@ -103,8 +99,7 @@ class RankingDataset:
     def split(self, name: str) -> Split:
         """Return the split "train", "validation" or "test"."""
         assert name in SPLITS, name
-        folder = self.path / name
-        return Split(read_columns(folder / "requests"), read_columns(folder / "impressions"))
+        return Split(self.tables[f"{name}/requests"], self.tables[f"{name}/impressions"])
 
 
 def build_ranking_dataset(events: Path, store: "FeatureStore", output: Path, split: SplitSettings) -> None:
@@ -119,14 +114,16 @@ def build_ranking_dataset(events: Path, store: "FeatureStore", output: Path, spl
     Raises:
         InputError: the events have too few days, or lack one of the window.
     """
-    log = event_files.manifest(events)
-    windows = split_days(event_files.days(events), split)
-    rows_of = {
-        date.fromisoformat(day): found.rows for day, found in log.tables[IMPRESSIONS.name].days.items()
-    }
-    from watchrank.feature_store import engine_of  # Feast is slow to import
+    from watchrank.feature_store import engine_of, features_of  # Feast is slow to import
 
     with ExitStack() as stack:
+        stack.enter_context(reading(events))
+        log = event_files.manifest(events)
+        windows = split_days(event_files.days(events), split)
+        rows_of = {
+            date.fromisoformat(day): found.rows for day, found in log.tables[IMPRESSIONS.name].days.items()
+        }
+        stack.enter_context(reading(features_of(store)))
         con = connect(engine_of(store))
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))

@@ -13,7 +13,6 @@ after the search, within `text.click_seconds` and before the user's next search.
 ranker's window (`split`) in which its watch was known, so that nothing from validation or test is learnt.
 """
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
@@ -27,7 +26,7 @@ import pyarrow as pa
 
 from watchrank import events as event_files
 from watchrank.config import EngineSettings, SplitSettings, TextSettings
-from watchrank.datasets.columns import Columns, ColumnWriter, read_columns
+from watchrank.datasets.columns import Columns, ColumnWriter, read_columns, read_dataset
 from watchrank.datasets.windows import SPLITS, Limits, between, split_days, uploaded_before, window
 from watchrank.engine import Engine, connect
 from watchrank.errors import AbsentError, InputError
@@ -35,7 +34,7 @@ from watchrank.features.text import text_ids
 from watchrank.models.text.tokens import ngram_ids
 from watchrank.models.text.two_towers import QUERY, TITLE
 from watchrank.schema import PAD_ID, SEARCH_NGRAMS, SEARCH_WORDS, SEARCHES
-from watchrank.storage import atomic_path, write_json, writing
+from watchrank.storage import atomic_path, reading, write_json, writing
 
 READ_ROWS = 20_000
 """Texts, or examples, that are held at once."""
@@ -50,33 +49,31 @@ class SearchDataset:
 
     path: Path
     manifest: dict[str, Any]
+    tables: dict[str, Columns]
 
     @classmethod
     def open(cls, path: Path) -> "SearchDataset":
-        """Open what `build_search_dataset` wrote.
+        """Open what `build_search_dataset` wrote, as a whole.
 
         Raises:
-            InputError: there is no dataset.
+            InputError: there is no dataset, or a column is damaged.
         """
-        try:
-            return cls(path, json.loads((path / "manifest.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            raise InputError(f"There is no dataset in {path}; run `watchrank search-dataset`.") from None
+        return cls(path, *read_dataset(path, "search-dataset"))
 
     @property
     def documents(self) -> Columns:
         """The videos with a title [N]: `video_id`, sorted, `title_ngram_ids` [N, L, G] and `FIELDS` [N]."""
-        return read_columns(self.path / "documents")
+        return self.tables["documents"]
 
     @property
     def queries(self) -> np.ndarray:
         """The n-grams of the distinct queries [Q, L, G]."""
-        return read_columns(self.path / "queries")[QUERY]
+        return self.tables["queries"][QUERY]
 
     def split(self, name: str) -> Columns:
         """Return the examples of "train", "validation" or "test": `query`, `document`, `user_id`, `now`."""
         assert name in SPLITS, name
-        return read_columns(self.path / name)
+        return self.tables[name]
 
 
 def build_search_dataset(
@@ -103,9 +100,10 @@ def build_search_dataset(
             days to train, or to test.
         InputError: the events have too few days, or lack the column that `text.positive` needs.
     """
-    _check(events, settings)
-    windows = split_days(event_files.days(events), split)
     with ExitStack() as stack:
+        stack.enter_context(reading(events))
+        _check(events, settings)
+        windows = split_days(event_files.days(events), split)
         con = connect(engine.duckdb)
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))

@@ -15,17 +15,11 @@ class Engine(Protocol):
 
     Attributes:
         backend: computes the expressions on tables that the engine has read.
-        temporary: folder below which the log may lie meanwhile; None for the system's temporary one.
     """
 
     @property
     def backend(self) -> ibis.BaseBackend:
         """The backend."""
-        ...
-
-    @property
-    def temporary(self) -> Path | None:
-        """The folder."""
         ...
 
     def read_csv(self, files: Iterable[Path], width: int, places: Mapping[str, int]) -> ir.Table:

@@ -31,7 +31,6 @@ class DuckDB:
     """An in-memory DuckDB in UTC (see `engine.Engine`)."""
 
     backend: Backend
-    temporary: None = None
 
     @classmethod
     def open(cls, settings: EngineSettings, joins_as_written: bool = False) -> Self:

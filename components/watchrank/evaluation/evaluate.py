@@ -18,7 +18,8 @@ from watchrank.evaluation import metrics
 from watchrank.evaluation.baselines import global_mean, video_mean
 from watchrank.evaluation.report import write_report
 from watchrank.models.ranking import Answers, RankingModel
-from watchrank.storage import atomic_path, write_json
+from watchrank.storage import atomic_path, read_whole, write_json
+from watchrank.training.folders import read_curve
 from watchrank.training.ranking import PREDICTION_ROWS, load_model
 
 ACTIVITY_EDGES = (1, 10, 50)
@@ -46,7 +47,7 @@ def evaluate_ranking(model: Path, dataset: Path, output: Path, truth: Path | Non
     test, train = data.split("test"), data.split("train")
     if not len(test):
         raise InputError(f"The dataset {dataset} has no test rows. Give a longer log.")
-    ranker = load_model(model)
+    ranker, curve = read_whole(model, lambda folder: (load_model(folder), read_curve(folder)))
     answers = predict_tasks(ranker, test)
     predictions = {
         "ranker": answers[watch_time_task(ranker).name],
@@ -66,7 +67,6 @@ def evaluate_ranking(model: Path, dataset: Path, output: Path, truth: Path | Non
         results["experts"] = experts
     if truth is not None:
         results["truth"] = against_truth(test, predictions["ranker"], truth)
-    curve = json.loads((model / "learning_curve.json").read_text())
     with atomic_path(output) as fresh:
         fresh.mkdir()
         write_json(fresh / "metrics.json", results)

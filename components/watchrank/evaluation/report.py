@@ -8,12 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from watchrank.evaluation.page import BLUE, GREEN, GREY, ORANGE, svg, write_page
+from watchrank.training.fit import Epoch
 
 
 def write_report(
     target: Path,
     results: dict[str, Any],
-    curve: list[dict[str, Any]],
+    curve: list[Epoch],
     watch_seconds: np.ndarray,
     predicted: np.ndarray,
 ) -> None:
@@ -67,11 +68,12 @@ def _calibration(axes: Axes, deciles: list[dict[str, Any]], true: list[dict[str,
     axes.legend(frameon=False)
 
 
-def _learning_curve(axes: Axes, curve: list[dict[str, Any]]) -> None:
-    epochs = [line["epoch"] + 1 for line in curve]
-    axes.plot(epochs, [line["train_loss"] for line in curve], "o-", color=BLUE, label="training")
-    if curve and curve[0]["validation_loss"] is not None:
-        axes.plot(epochs, [line["validation_loss"] for line in curve], "o-", color=ORANGE, label="validation")
+def _learning_curve(axes: Axes, curve: list[Epoch]) -> None:
+    epochs = [line.epoch + 1 for line in curve]
+    axes.plot(epochs, [line.train_loss for line in curve], "o-", color=BLUE, label="training")
+    checked = [line.validation_loss for line in curve if line.validation_loss is not None]
+    if checked:
+        axes.plot(epochs, checked, "o-", color=ORANGE, label="validation")
     axes.set(xlabel="epoch", ylabel="loss an impression")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)

@@ -60,7 +60,7 @@ def brand_new(data: SearchDataset) -> np.ndarray:
 def tower_scores(model: Path, data: SearchDataset) -> Scorer:
     """Return the scorer of a trained model: the cosines of the vectors."""
     trained = load_model(model)
-    titles = title_vectors(trained, data.path)[1]
+    titles = title_vectors(trained, data)[1]
     asked, row = np.unique(data.split("test")["query"], return_inverse=True)
     queries = query_vectors(trained, data.queries[asked])
     return lambda part: queries[row[part]] @ titles.T

@@ -55,10 +55,11 @@ def features_checksum(features: Mapping[str, np.ndarray]) -> str:
 
 
 def code_checksum() -> str:
-    """Return a SHA-256 of the library's source: a version in the making changes without its number."""
-    root = Path(watchrank.__file__).parent
-    files = {path.relative_to(root).as_posix(): checksum(path) for path in root.rglob("*.py")}
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    """Return a SHA-256 of the library's source as this process found it.
+
+    A version in the making changes without its number.
+    """
+    return _CODE
 
 
 def keep(models: Mapping[str, Path], release: Path) -> None:
@@ -86,3 +87,13 @@ def started_from(models: Mapping[str, Path], releases: Path) -> int | None:
 
 def _kept(name: str) -> str:
     return f"{TRAINING}/{name}/{WEIGHTS}"
+
+
+def _source_checksum() -> str:
+    root = Path(watchrank.__file__).parent
+    files = {path.relative_to(root).as_posix(): checksum(path) for path in root.rglob("*.py")}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+_CODE = _source_checksum()
+"""Taken when the process starts: what it runs is not what is written over its files meanwhile."""

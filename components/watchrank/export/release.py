@@ -36,7 +36,7 @@ from watchrank.schema import (
     VIDEO_TENSORS,
     Tensor,
 )
-from watchrank.storage import locked, write_json
+from watchrank.storage import locked, reading, write_json
 from watchrank.training.candidate_generation import load_model as load_candidate_model
 from watchrank.training.ranking import load_model as load_ranking_model
 from watchrank.training.text_matching import load_model as load_text_model
@@ -105,11 +105,11 @@ def export_release(
     Raises:
         ParityError: a graph answers differently from its model; no release is made.
     """
-    ranker, data = load_ranking_model(trained.ranking), RankingDataset.open(trained.dataset)
-    videos = np.array(CandidateDataset.open(trained.candidate_dataset).videos["video_id"])
-    features = video_features.catalogue_features(store, videos, datetime.now(UTC)) | {"video_id": videos}
-    parts = made_of.parts(trained.models, trained.datasets, (index, settings), features)
-    with locked(releases):
+    with reading(*trained.models.values(), *trained.datasets.values()), locked(releases):
+        ranker, data = load_ranking_model(trained.ranking), RankingDataset.open(trained.dataset)
+        videos = np.array(CandidateDataset.open(trained.candidate_dataset).videos["video_id"])
+        features = video_features.catalogue_features(store, videos, datetime.now(UTC)) | {"video_id": videos}
+        parts = made_of.parts(trained.models, trained.datasets, (index, settings), features)
         if there := find_release(releases, parts):
             return there
         with next_release(releases, taken) as (number, fresh):
@@ -312,11 +312,10 @@ def _export_search(
     if trained.text is None or trained.search_dataset is None:
         return {}
     model = load_text_model(trained.text)
-    ids, vectors = title_vectors(model, trained.search_dataset)
+    data = SearchDataset.open(trained.search_dataset)
+    ids, vectors = title_vectors(model, data)
     save_graph(text.search_graph(model.query, ids, vectors, index, settings), file)
-    searches = as_search(
-        np.asarray(SearchDataset.open(trained.search_dataset).queries[: settings.parity_rows])
-    )
+    searches = as_search(np.asarray(data.queries[: settings.parity_rows]))
     found = text.check_search(model.query, ids, vectors, file, searches, settings.tolerance)
     return {text.MODEL: found}
 

@@ -47,7 +47,7 @@ from watchrank.schema import (
     VIDEOS,
     Table,
 )
-from watchrank.storage import atomic_path, writing
+from watchrank.storage import atomic_path, reading, writing
 
 _EPOCH = date(1970, 1, 1)
 PROFILES = (USER_PROFILE, VIDEO_PROFILE)
@@ -69,6 +69,7 @@ def build_features(events: Path, features: Path, settings: FeatureSettings, engi
         con = connect(engine)
         stack.callback(con.disconnect)
         stack.enter_context(con.running(f"the events in {events}"))
+        stack.enter_context(reading(events))
         stack.enter_context(writing(features))
         fresh = stack.enter_context(atomic_path(features))
         stage = fresh.with_name("stage")

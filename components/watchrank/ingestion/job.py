@@ -43,8 +43,7 @@ def ingest(
         events: the folder to write, new or from an earlier run. Days, users, videos and earlier watches of
             earlier runs that the input no longer has stay.
         settings: what counts as a good row.
-        engine: which engine, its memory and threads; it needs disk for the typed log in its temporary
-            folder.
+        engine: which engine, its memory and threads; the typed log lies beside `events` meanwhile.
 
     Raises:
         InputError: the source is unknown, a file is missing or broken, or too many rows are bad. The events
@@ -69,12 +68,12 @@ def _adapter(source: str) -> Adapter:
 
 @contextmanager
 def _workplace(settings: EngineSettings, events: Path) -> Iterator[tuple[Engine, Path]]:
-    """Open the engine and a staging folder, while the block lasts."""
+    """Open the engine and a staging folder beside the events, while the block lasts."""
     engine = connect(settings, joins_as_written=True)
     try:
         with (
             engine.running(f"the events in {events}"),
-            tempfile.TemporaryDirectory(prefix="watchrank-staging-", dir=engine.temporary) as folder,
+            tempfile.TemporaryDirectory(prefix=f".{events.name}.", dir=events.parent) as folder,
         ):
             yield engine, Path(folder)
     finally:

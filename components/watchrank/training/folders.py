@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from watchrank.errors import InputError, StorageError
-from watchrank.storage import atomic_path, write_json
+from watchrank.storage import atomic_path, read_whole, write_json
 from watchrank.training.fit import Epoch
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
@@ -39,9 +39,13 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         InputError: the folder is not a model or a file in it is damaged.
     """
     try:
-        return json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
+        return read_whole(folder, _read)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"Cannot read the model {folder}: {error}. Train it again.") from None
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    return json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
 
 
 def read_curve(folder: Path) -> list[Epoch]:

@@ -235,16 +235,16 @@ def field_names(model: TextMatch) -> list[str]:
 
 
 @torch.no_grad()
-def title_vectors(model: TextMatch, dataset: Path) -> tuple[np.ndarray, np.ndarray]:
+def title_vectors(model: TextMatch, data: SearchDataset) -> tuple[np.ndarray, np.ndarray]:
     """Return the ids [N], sorted, and the unit vectors [N, D] of all videos with a title.
 
     Among them are those that nobody has watched: this is how a video of today is found.
 
     Args:
         model: of `load_model`.
-        dataset: folder of `datasets.searches.build_search_dataset`.
+        data: the videos are its documents.
     """
-    documents, fields = SearchDataset.open(dataset).documents, field_names(model)
+    documents, fields = data.documents, field_names(model)
     rows = np.arange(len(documents["video_id"]))
     parts = np.array_split(rows, -(-len(rows) // TEXTS_AT_ONCE))
     vectors = [model.document(document_features(documents, fields, part)).numpy() for part in parts]

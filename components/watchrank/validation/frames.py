@@ -47,6 +47,7 @@ class Day:
     busiest_user: int
     new_users: int
     new_videos: int
+    repeated: int
 
 
 class Known:
@@ -55,6 +56,7 @@ class Known:
     def __init__(self) -> None:
         """Know nobody."""
         self._seen: dict[str, pa.Array] = {}
+        self._pairs: pa.Table | None = None
 
     def count_new(self, column: str, values: pa.ChunkedArray) -> int:
         """Count the values that no day before had, and remember all."""
@@ -62,6 +64,15 @@ class Known:
         new = values.filter(pc.invert(pc.is_in(values, value_set=seen)))
         self._seen[column] = pa.concat_arrays([seen, new.unique()])
         return len(new)
+
+    def count_repeated(self, rows: pa.Table) -> int:
+        """Count the rows whose user and video were there before, on that day or the day before."""
+        keys = ["user_id", "video_id"]
+        pairs = rows.select(keys).drop_null()
+        distinct = pairs.group_by(keys).aggregate([])
+        new = distinct if self._pairs is None else distinct.join(self._pairs, keys, join_type="left anti")
+        self._pairs = distinct
+        return len(pairs) - len(new)
 
 
 def find_parts(folder: Path, table: Table) -> list[Part]:
@@ -178,6 +189,7 @@ def count_day(part: Part, rows: pa.Table, known: Known) -> Day:
         busiest_user=pc.max(users.value_counts().field(1)).as_py() or 0,
         new_users=known.count_new("user_id", users),
         new_videos=known.count_new("video_id", rows["video_id"].drop_null()),
+        repeated=known.count_repeated(rows),
     )
 
 
@@ -191,6 +203,8 @@ def days_frame(counts: list[Day]) -> pd.DataFrame:
     frame["busiest_user_share"] = days["busiest_user"].to_numpy() / filled
     for new in ("new_users", "new_videos"):
         frame[f"{new}_share"] = (days[new].to_numpy() / filled).where(np.arange(len(days)) >= FIRST_DAYS)
+    frame["repeated_share"] = days["repeated"].to_numpy() / filled
+    frame["repeated_rise"] = frame["repeated_share"] - frame["repeated_share"].median()
     frame["unknown_users"] = days["unknown_users"].to_numpy()
     frame["unknown_videos"] = days["unknown_videos"].to_numpy()
     frame["days_since_previous"] = pd.to_datetime(days["date"]).diff().dt.days.to_numpy()

@@ -12,7 +12,7 @@ from watchrank.config import ValidationSettings
 from watchrank.errors import ValidationError
 from watchrank.events import manifest
 from watchrank.schema import IMPRESSIONS, USERS, VIDEOS, Table
-from watchrank.storage import atomic_path
+from watchrank.storage import atomic_path, reading
 from watchrank.validation import frames, suites
 from watchrank.validation.frames import Day, Part
 from watchrank.validation.report import SuiteResult, ValidationReport, failure_message, write_report
@@ -42,10 +42,10 @@ def validate(events: Path, output: Path, settings: ValidationSettings) -> Valida
         ValidationError: a suite failed; the text names the first faults.
     """
     started = time.perf_counter()
-    declared = manifest(events)
-    tables = suites.present_tables(declared)
-    parts = {table.name: frames.find_parts(events, table) for table in tables}
-    with atomic_path(output / "data_docs") as site:
+    with reading(events), atomic_path(output / "data_docs") as site:
+        declared = manifest(events)
+        tables = suites.present_tables(declared)
+        parts = {table.name: frames.find_parts(events, table) for table in tables}
         runner = Runner(site)
         results, days = _run_suites(runner, tables, parts, settings)
         runner.build_site()

@@ -131,6 +131,13 @@ def days_suite(settings: ValidationSettings) -> ExpectationSuite:
             for kind in ("users", "videos")
         ),
         _day(
+            "repeated_rise",
+            None,
+            settings.max_repeated_rise,
+            "repeated_rise (share of the day's rows whose user and video were there before, on it or the day "
+            "before, above the median day's) must be at most {high}",
+        ),
+        _day(
             "days_since_previous",
             None,
             1,

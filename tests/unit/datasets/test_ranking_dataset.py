@@ -1,4 +1,5 @@
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import pytest
 
 from watchrank.config import SplitSettings
 from watchrank.datasets import ranking
+from watchrank.datasets.columns import read_columns
 from watchrank.datasets.ranking import RankingDataset, build_ranking_dataset
 from watchrank.errors import InputError
 from watchrank.feature_store import open_store
 from watchrank.schema import PAD_ID, USER_TENSORS, VIDEO_TENSORS, text_id
+from watchrank.storage import atomic_path, write_json
 
 REPOSITORY = Path(__file__).resolve().parents[3] / "feature_repo"
 DAY = timedelta(days=1)
@@ -274,6 +277,36 @@ def test_too_few_days_leave_the_dataset_as_it_was(make_events, shown, tmp_path):
             make_events(filler(shown)), None, tmp_path, SplitSettings(test_days=2, validation_days=1)
         )
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_an_open_dataset_stays_what_it_was(plain, tmp_path):
+    data = RankingDataset.open(shutil.copytree(plain.path, tmp_path / "dataset"))
+    shutil.rmtree(tmp_path / "dataset")
+    for name, column in plain.split("train").requests.items():
+        np.testing.assert_array_equal(data.split("train").requests[name], column)
+
+
+def test_a_dataset_that_is_replaced_while_it_is_opened_is_opened_again(plain, tmp_path, monkeypatch):
+    place = shutil.copytree(plain.path, tmp_path / "dataset")
+
+    def replaced(folder):
+        found = read_columns(folder)
+        monkeypatch.undo()
+        with atomic_path(place) as fresh:
+            shutil.copytree(plain.path, fresh)
+            write_json(fresh / "manifest.json", plain.manifest | {"surfaces": {"new": 1}})
+        return found
+
+    monkeypatch.setattr("watchrank.datasets.columns.read_columns", replaced)
+    assert RankingDataset.open(place).manifest["surfaces"] == {"new": 1}
+
+
+def test_a_damaged_column_is_named(plain, tmp_path):
+    place = shutil.copytree(plain.path, tmp_path / "dataset")
+    column = place / "train" / "impressions" / "watch_seconds.npy"
+    column.write_bytes(column.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"the column .*watch_seconds.npy.*build the dataset again"):
+        RankingDataset.open(place)
 
 
 def test_a_folder_without_a_dataset_is_named(tmp_path):

@@ -35,7 +35,7 @@ def test_the_metrics_are_those_of_a_full_sort_for_each_search_one_by_one(folders
     data = SearchDataset.open(folders / "dataset")
     results = evaluate_text(folders / "model", folders / "dataset", folders / "evaluation")
     model, test, train = load_model(folders / "model"), data.split("test"), data.split("train")
-    ids, titles = title_vectors(model, data.path)
+    ids, titles = title_vectors(model, data)
     ranks, popular, new = [], [], []
     counts = {int(video): 0 for video in range(len(ids))}
     for document in train["document"]:

@@ -7,6 +7,7 @@ import pytest
 
 from watchrank.errors import InputError
 from watchrank.events import manifest
+from watchrank.ingestion import staging
 
 DAY_5 = "impressions/date=2026-01-05/part.parquet"
 DAY_6 = "impressions/date=2026-01-06/part.parquet"
@@ -52,6 +53,21 @@ def test_first_run_writes_everything_and_nothing_else(first, files_in):
     assert set(report.written) == tables
     assert set(files_in(events)) == {*tables, MANIFEST}
     assert {path.name for path in events.parent.iterdir()} == {"data", "events", ".events.lock"}
+
+
+def test_what_a_killed_run_staged_goes_with_the_next(data, events, run, monkeypatch):
+    def left(engine, source, folder, *rest):
+        staged = staging.stage(engine, source, folder, *rest)
+        shutil.copytree(folder, folder.with_name(f"{folder.name}.killed"), dirs_exist_ok=True)
+        return staged
+
+    monkeypatch.setattr("watchrank.ingestion.job.stage", left)
+    run(data, events)
+    monkeypatch.undo()
+    (killed,) = events.parent.glob(".events.*.killed")
+    assert [*killed.rglob("*.parquet")]
+    run(data, events)
+    assert {path.name for path in events.parent.iterdir()} == {"events", ".events.lock"}
 
 
 def test_second_run_on_the_same_input_touches_no_file(data, events, run, files_in):

@@ -126,6 +126,23 @@ def test_a_graph_that_was_exchanged_is_refused_before_it_is_read(tmp_path, monke
         checked(release)
 
 
+CHANGES = {
+    "missing": lambda graph: graph.unlink(),
+    "another": lambda graph: graph.write_bytes(b"x"),
+    "one more": lambda graph: graph.with_name("more.onnx").write_bytes(b"x"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_files_that_are_not_those_of_the_manifest_are_refused(tmp_path, change):
+    release = make_release(tmp_path / "release")
+    change(release / "double" / "model.onnx")
+    with pytest.raises(
+        DeploymentError, match=r"damaged: double/(model|more).onnx is missing or not the file"
+    ):
+        checked(release)
+
+
 def test_a_bad_release_is_not_deployed_and_no_server_hears_of_it(bad, tmp_path):
     settings = DeploymentSettings(grpc_url="127.0.0.1:1")
     with pytest.raises(DeploymentError, match="must not be loaded"):

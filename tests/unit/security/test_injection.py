@@ -203,6 +203,7 @@ MANIFESTS = {
     "a number too long": {"release": 1_000_000},
     "an endpoint above": {"endpoints": ["../../x"]},
     "an endpoint that is a path": {"endpoints": ["/x"]},
+    "an endpoint that leads out": {"endpoints": ["ranking/../../x"]},
     "an endpoint that is an option": {"endpoints": ["--x"]},
     "a file above": {"files": {"../../x": "0"}},
     "a file elsewhere": {"files": {"/x": "0"}},

@@ -1,6 +1,7 @@
 """Secrets are planted wherever one may be; nothing that is rendered, written or told holds one of them."""
 
 import asyncio
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +22,11 @@ from watchrank.serving.guard import Guard, read_token
 from watchrank.training import train_job
 from watchrank.training.jobs import RankingJob
 from watchrank.webhook import VARIABLE, WebhookError
+from watchrank.workspace import Workspace
 from watchrank_components.run import finish
 from watchrank_pipelines import cli as pipelines
+from watchrank_pipelines.catalogue import find, for_kubeflow
+from watchrank_pipelines.local import PipelineError, run_here
 
 ROOT = Path(__file__).parents[3]
 MARK = "s3cr3t"
@@ -260,6 +264,28 @@ def test_a_webhook_that_does_not_answer_is_not_named(tmp_path):
 
 
 # -- What is kept ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_logs_and_pages_of_runs_here_hold_none(prepared, config, tmp_path, capfd):
+    """One that succeeds, with its pages, and one that fails and tells the webhook in vain."""
+    settings, place = Config.load(config), Workspace(tmp_path / "work")
+    settings = prepared.config.model_copy(
+        update={name: getattr(settings, name) for name in ("deployment", "serving", "kubeflow", "cluster")}
+    )
+    given = {"feature_repo": str(ROOT / "feature_repo")}
+    run_here(find("feature"), settings, place.root, given | {"data": str(prepared.place.log)}, tmp_path)
+    shutil.copytree(prepared.place.dataset, place.dataset)
+    reports = run_here(find("drift"), settings, place.root, given, tmp_path)
+    assert {page.name for page in reports.iterdir()} == {"drift.html", "skew.html"}
+    with pytest.raises(PipelineError, match="ingest"):
+        run_here(for_kubeflow("feature"), settings, place.root, given | {"data": "s3://x/y"}, tmp_path)
+    shown = capfd.readouterr()
+    assert "cannot be used" in " ".join((shown.out + shown.err).split())
+    assert MARK not in shown.out + shown.err
+    written = [file for file in place.root.rglob("*") if file.is_file()]
+    assert {"report.html", "drift.html", "skew.html"} <= {file.name for file in written}
+    assert [file for file in written if MARK.encode() in file.read_bytes()] == []
 
 
 def test_a_release_holds_none(released, prepared, tmp_path):

@@ -1,16 +1,18 @@
 """The client against small servers that speak Triton's protocol."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import grpc.aio
 import numpy as np
 import pytest
+import tritonclient.grpc.aio as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException
 
 from watchrank.config import DeploymentSettings
 from watchrank.errors import DeploymentError
-from watchrank.serving.client import TritonClient
+from watchrank.serving.client import CHANNEL, TritonClient
 
 
 class Model(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -78,6 +80,37 @@ def test_the_others_answer_when_one_server_goes():
             return {await ask(client) for _ in range(10)}
 
     assert asyncio.run(asked()) == {"b"}
+
+
+def test_a_server_that_is_gone_is_looked_for_much_more_often_than_grpc_would():
+    """gRPC waits longer and longer, up to two minutes: after a long outage it would hide that it is over."""
+
+    async def looked_for():
+        looks, enough = {"own": 0, "grpc": 0}, asyncio.Event()
+
+        def refusing(name):
+            def refuse(reader, writer):
+                looks[name] += 1
+                writer.close()
+                if looks["grpc"] == 4:
+                    enough.set()
+
+            return asyncio.start_server(refuse, "127.0.0.1", 0)
+
+        async with await refusing("own") as own, await refusing("grpc") as other:
+            ports = [server.sockets[0].getsockname()[1] for server in (own, other)]
+            plain = triton.InferenceServerClient(f"127.0.0.1:{ports[1]}", channel_args=CHANNEL[:1])
+            async with TritonClient(to(f"127.0.0.1:{ports[0]}")) as client, plain:
+                with suppress(DeploymentError):
+                    await ask(client)
+                with suppress(InferenceServerException):
+                    await plain.is_server_live()
+                await enough.wait()
+        return looks
+
+    assert dict(CHANNEL)["grpc.max_reconnect_backoff_ms"] <= 1_000, "what an outage of minutes comes to"
+    looks = asyncio.run(looked_for())
+    assert looks["own"] > 1.5 * looks["grpc"]
 
 
 def test_an_answer_may_be_larger_than_grpcs_usual_4_mib():

@@ -9,6 +9,7 @@ from watchrank.config import CandidateSettings, CandidateTrainingSettings, Examp
 from watchrank.datasets.candidates import CandidateDataset, build_candidate_dataset
 from watchrank.errors import InputError
 from watchrank.models.candidate_generation import ID_DOMAINS, NEEDED
+from watchrank.storage import write_json
 from watchrank.studies import candidates
 from watchrank.studies.candidates import CANDIDATES, STUDIES
 from watchrank.studies.example_age import Timeline, by_day, probabilities
@@ -62,7 +63,8 @@ def window(tmp_path) -> CandidateDataset:
         (tmp_path / table).mkdir()
         for name, values in columns.items():
             np.save(tmp_path / table / f"{name}.npy", values)
-    return CandidateDataset(tmp_path, {"absent_features": [], "end_seconds": END})
+    write_json(tmp_path / "manifest.json", {"absent_features": [], "end_seconds": END})
+    return CandidateDataset.open(tmp_path)
 
 
 def test_shares_by_days_since_upload_are_those_counted_by_hand(window):

@@ -130,7 +130,7 @@ def test_the_vocabularies_are_those_of_the_training_searches_and_of_their_videos
 def test_the_title_vectors_are_those_of_the_exported_document_tower_for_all_videos(dataset, tmp_path):
     train_text(dataset.path, tmp_path / "model", TEXT, TRAINING.model_copy(update={"epochs": 1}))
     model = load_model(tmp_path / "model")
-    ids, vectors = title_vectors(model, dataset.path)
+    ids, vectors = title_vectors(model, dataset)
     unwatched = ~np.isin(np.arange(len(ids)), dataset.split("train")["document"])
     assert unwatched.sum() > 20
     assert ids.tolist() == dataset.documents["video_id"].tolist()
