@@ -91,7 +91,9 @@ def test_a_log_without_searches_passes_by_text_matching_and_says_so(prepared, tm
         for kind, name in ((Dataset, "dataset"), (Model, "model"), (Dataset, "results"))
     )
     events, metrics = Dataset(uri="", metadata={"folder": str(place.events)}), Metrics()
-    text.build_search_dataset.python_func(events, settings["text"], settings["split"], dataset)
+    text.build_search_dataset.python_func(
+        events, settings["text"], settings["split"], settings["engine"], dataset
+    )
     text.train_text.python_func(
         dataset, settings["text"], settings["text_training"], settings["launch"], "", model
     )
