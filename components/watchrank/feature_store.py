@@ -47,6 +47,8 @@ from watchrank.storage import reading
 with warnings.catch_warnings():  # Feast switches every library's deprecation warnings on
     from feast import Entity, FeatureService, FeatureStore, FeatureView
 
+    from watchrank.offline_store import AsOfOfflineStoreConfig
+
 USER_TABLES = (USER_PROFILE, USER_ACTIVITY, USER_STATISTICS, USER_SEARCH)
 VIDEO_TABLES = (VIDEO_PROFILE, VIDEO_STATISTICS)
 
@@ -96,14 +98,16 @@ def open_store(
         kinds = (Entity, FeatureView, FeatureService)
         with _sqlite_explained():
             store = _applied(file, [value for value in definitions.values() if isinstance(value, kinds)])
-    store.config.offline_store.engine = engine.duckdb
+    settings = store.config.offline_store
+    if isinstance(settings, AsOfOfflineStoreConfig):
+        settings.engine = engine.duckdb
     return store
 
 
 def engine_of(store: FeatureStore) -> EngineSettings:
-    """Return the memory and threads that `open_store` was given."""
-    found: EngineSettings = store.config.offline_store.engine
-    return found
+    """Return the memory and threads that `open_store` was given; another offline store has its own."""
+    settings = store.config.offline_store
+    return settings.engine if isinstance(settings, AsOfOfflineStoreConfig) else EngineSettings()
 
 
 def features_of(store: FeatureStore) -> Path:
