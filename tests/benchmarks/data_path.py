@@ -9,6 +9,7 @@ what ingestion and features do, as a user would write it, and Feast's own file s
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -195,6 +196,13 @@ def measured(step: str, root: Path, overrides: list[str]) -> Measures:
     return measures
 
 
+def fresh(place: Path) -> Path:
+    """Make an empty folder: a build over a former one would only add to it."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    return place
+
+
 @app.command()
 def step(name: str, root: Path, overrides: list[str]) -> None:
     """Run one step and leave its seconds in `measured.json`."""
@@ -216,8 +224,7 @@ def sizes(
     """Run the steps at each size; print a table and write <root>/sizes.json."""
     found: dict[str, dict[str, Measures]] = {}
     for size in impressions:
-        place = root / str(size)
-        place.mkdir(parents=True, exist_ok=True)
+        place = fresh(root / str(size))
         overrides = [f"simulation.impressions={size}", *SIZES[size], *(setting or [])]
         steps = [*STEPS, *(BESIDE if beside and size == impressions[0] else ())]
         found[str(size)] = {each.__name__: measured(each.__name__, place, overrides) for each in steps}
@@ -234,8 +241,7 @@ def incremental(
     root: Annotated[Path, typer.Option(help="folder of the workspace")] = ROOT,
 ) -> None:
     """Add a day to a log of thirty; print a table and write <root>/incremental.json."""
-    place = root / f"incremental-{impressions}"
-    place.mkdir(parents=True, exist_ok=True)
+    place = fresh(root / f"incremental-{impressions}")
     overrides = [f"simulation.impressions={impressions}", *SIZES[impressions], "simulation.days=31"]
     found = {each.__name__: measured(each.__name__, place, overrides) for each in DAY}
     (root / "incremental.json").write_text(json.dumps(found, indent=2) + "\n")
