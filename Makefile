@@ -57,7 +57,7 @@ test-slow: env  ## the tests that take minutes
 
 .PHONY: test-faults
 test-faults: env  ## KILLS=20 of every stage, full disks, runs at once, a soak of MINUTES=30; about two hours
-	$(BIN)/python -m pytest -m faults --kills $(KILLS) --soak-minutes $(MINUTES) -rP
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m faults --kills $(KILLS) --soak-minutes $(MINUTES) -rP
 
 .PHONY: study
 study: env  ## compare variants over seeds, after `make run`: STUDY=hidden|inputs|objective|weighting|depth|example_age|tied|diversity; alone: multi_task SEEDS=50
