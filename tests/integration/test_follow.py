@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from moto.server import ThreadedMotoServer
-from onnx import TensorProto, helper
 from pyarrow.fs import FileSystem
 
 from watchrank.deployment import follow as module
@@ -26,48 +25,12 @@ from watchrank.deployment.local_server import LocalTriton
 from watchrank.deployment.release_store import ReleaseStore
 from watchrank.deployment.rollout import champion, roll_out, switch
 from watchrank.errors import DeploymentError, InputError
-from watchrank.export.triton_config import triton_config
 from watchrank.releases import checksums
-from watchrank.schema import Tensor
 from watchrank.serving.client import infer_inputs
 
+from .multiplying import make_release
+
 pytestmark = pytest.mark.slow  # a minute and more
-
-NUMBER = Tensor(name="number", dtype="float32", dims=(1,), description="any")
-ANSWER = Tensor(name="answer", dtype="float32", dims=(1,), description="any")
-METRICS = {
-    "ranking": {"models": {"ranker": {"per_user_loss": 0.1}}},
-    "candidate_generation": {"models": {"tower": {"recall@100": 0.3}}},
-}
-
-
-def make_release(folder, number, *, golden=None):
-    """Write a release whose model multiplies by the release's number; `golden` makes it answer wrongly."""
-    graph = helper.make_graph(
-        [helper.make_node("Mul", ["number", "factor"], ["answer"])],
-        "multiply",
-        [helper.make_tensor_value_info("number", TensorProto.FLOAT, ["batch", 1])],
-        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, ["batch", 1])],
-        [helper.make_tensor("factor", TensorProto.FLOAT, [], [number])],
-    )
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
-    (folder / "multiply").mkdir(parents=True)
-    (folder / "multiply" / "model.onnx").write_bytes(model.SerializeToString())
-    config = triton_config("multiply", [NUMBER], [ANSWER], max_batch_size=8)
-    (folder / "multiply" / "config.pbtxt").write_text(config)
-    outputs = {"answer": [[2.0 * (golden or number)]]}
-    request = {"model": "multiply", "inputs": {"number": [[2.0]]}, "outputs": outputs}
-    (folder / "golden.json").write_text(json.dumps({"tolerance": 1e-4, "requests": [request]}))
-    manifest = {
-        "release": number,
-        "created": "today",
-        "endpoints": ["multiply"],
-        "data": {"test": {"until": "yesterday"}},
-        "metrics": METRICS,
-        "files": checksums(folder),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 class Follower:

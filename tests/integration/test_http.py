@@ -20,7 +20,7 @@ from watchrank.deployment.deploy import deploy
 from watchrank.deployment.local_server import LocalTriton
 from watchrank.errors import InputError
 from watchrank.export.release import refresh_release
-from watchrank.feature_store import materialise, online_user_features
+from watchrank.feature_store import online_user_features
 from watchrank.serving.client import TritonClient
 from watchrank.serving.http import listen
 from watchrank.serving.question import Question
@@ -31,12 +31,6 @@ from watchrank.serving.traffic import Traffic
 NOW = int(datetime(2026, 1, 8, 12, tzinfo=UTC).timestamp())
 USERS = [3, 1, 200, 10**12]
 CHROMIUM = "/usr/bin/chromium"
-
-
-@pytest.fixture(scope="module")
-def store(prepared):
-    materialise(prepared.store, datetime.now(UTC))
-    return prepared.store
 
 
 @pytest.fixture(scope="module")

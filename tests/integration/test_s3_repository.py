@@ -9,7 +9,6 @@ from itertools import count
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
-from onnx import TensorProto, helper
 from pyarrow.fs import FileSelector, FileSystem
 
 from watchrank.deployment import deploy as module
@@ -19,41 +18,13 @@ from watchrank.deployment.deploy import deploy
 from watchrank.deployment.local_server import LocalTriton
 from watchrank.deployment.rollback import roll_back
 from watchrank.errors import DeploymentError
-from watchrank.export.triton_config import triton_config
 from watchrank.object_storage import ObjectStore
-from watchrank.releases import checksums
-from watchrank.schema import Tensor
 from watchrank.serving.client import infer_inputs
 
 from .localised import copy_before_loading
+from .multiplying import make_release
 
 ENDPOINT = "recommend"
-NUMBER = Tensor(name="number", dtype="float32", dims=(1,), description="any")
-ANSWER = Tensor(name="answer", dtype="float32", dims=(1,), description="any")
-
-
-def make_release(releases, number, golden=None):
-    """Write a release that multiplies by its number; `golden` makes it answer wrongly."""
-    folder = releases / f"{number:06d}"
-    graph = helper.make_graph(
-        [helper.make_node("Mul", ["number", "factor"], ["answer"])],
-        "multiply",
-        [helper.make_tensor_value_info("number", TensorProto.FLOAT, ["batch", 1])],
-        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, ["batch", 1])],
-        [helper.make_tensor("factor", TensorProto.FLOAT, [], [number])],
-    )
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
-    (folder / ENDPOINT).mkdir(parents=True)
-    (folder / ENDPOINT / "model.onnx").write_bytes(model.SerializeToString())
-    (folder / ENDPOINT / "config.pbtxt").write_text(
-        triton_config(ENDPOINT, [NUMBER], [ANSWER], max_batch_size=8)
-    )
-    outputs = {"answer": [[2.0 * (golden or number)]]}
-    request = {"model": ENDPOINT, "inputs": {"number": [[2.0]]}, "outputs": outputs}
-    (folder / "golden.json").write_text(json.dumps({"tolerance": 1e-4, "requests": [request]}))
-    manifest = {"release": number, "endpoints": [ENDPOINT], "files": checksums(folder)}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 def objects(repository):
@@ -93,7 +64,7 @@ def repository(s3, settings, server, monkeypatch):
 def releases(tmp_path):
     """A folder of the releases 1, 2 and 3."""
     for number in (1, 2, 3):
-        make_release(tmp_path / "releases", number)
+        make_release(tmp_path / "releases" / f"{number:06d}", number, endpoint=ENDPOINT)
     return tmp_path / "releases"
 
 
@@ -232,7 +203,7 @@ def test_when_a_write_fails_what_serves_serves_on(repository, settings, releases
 def test_another_release_of_the_same_number_is_refused(repository, settings, releases, tmp_path):
     deploy(releases / "000001", repository, settings)
     before = objects(repository)
-    other = make_release(tmp_path / "other", 3)
+    other = make_release(tmp_path / "other" / "000003", 3, endpoint=ENDPOINT)
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(manifest | {"release": 1}))
     with pytest.raises(DeploymentError, match=r"s3://.*/recommend_000001 holds another release of the same"):
