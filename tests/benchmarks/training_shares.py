@@ -8,6 +8,7 @@ first step. Losses within the batch make a score of every pair, so they end at `
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from simulated import FEATURE_REPO, simulated_workspace
 from torch import Tensor, nn
+from torch.profiler import profile
 
 from watchrank.config import (
     CandidateSettings,
@@ -41,6 +43,7 @@ from watchrank.workspace import Workspace
 
 MOST_PAIRS = 8_192
 MOST_TEXTS = 16_384
+SELF_TIME = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
 RANKERS = ("ranking", "share_bottom", "mmoe")
 TOWERS = ("cnn", "lstm")
 LOSSES = ("in_batch", "sampled")
@@ -195,8 +198,8 @@ def workspace(impressions: int) -> Workspace:
     return place
 
 
-def measured(task: Task, seconds: float) -> Clock:
-    """Train for so many seconds."""
+def measured(task: Task, seconds: float, operators: int) -> Clock:
+    """Train for so many seconds; print what torch's profiler says of so many operators, the longest first."""
     clock = Clock(task.batches, seconds)
     settings = task.settings.model_copy(update={"epochs": 1, "checkpoint_steps": 10**9})
     with tempfile.TemporaryDirectory() as folder:
@@ -206,7 +209,10 @@ def measured(task: Task, seconds: float) -> Clock:
         )
         for optimizer in fit.optimizers:
             clock.optimiser(optimizer)
-        fit.run()
+        with profile(profile_memory=True) if operators else nullcontext() as profiled:
+            fit.run()
+    if profiled:
+        print(profiled.key_averages().table(sort_by=SELF_TIME, row_limit=operators, max_name_column_width=40))
     return clock
 
 
@@ -215,6 +221,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="to train for, a model and batch size")] = 10,
     batches: Annotated[str, typer.Option(help="sizes, with commas")] = "1024,4096,16384,65536",
     models: Annotated[str, typer.Option(help="which, with commas; all when not given")] = "",
+    operators: Annotated[int, typer.Option("--profile", help="operators to list, the longest first")] = 0,
 ) -> None:
     """Print the table."""
     place = workspace(impressions)
@@ -230,7 +237,7 @@ def main(
             if most and batch > most:
                 continue
             torch.manual_seed(0)
-            clock = measured(make(place, batch), seconds)
+            clock = measured(make(place, batch), seconds, operators)
             shares = {part: taken / clock.whole for part, taken in clock.parts.items()}
             shares["backward"] = 1 - sum(shares.values())
             row = [f"{shares[part]:.0%}" for part in ("loading", "forward", "backward", "optimiser")]

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore
+from feast.infra.offline_stores.ibis import IbisRetrievalJob
+from feast.infra.online_stores.sqlite import SqliteOnlineStore
 
 from watchrank.errors import InputError
 from watchrank.feature_store import (
@@ -213,6 +215,41 @@ def test_what_was_created_later_is_not_materialised(backfilled, minute, tmp_path
     )
     now = online_user_features(store, range(12))
     assert now["user_clicks_7d"].ravel().tolist() == past["user_clicks_7d"].tolist()
+
+
+def test_materialising_writes_block_by_block_what_feast_writes_at_once(backfilled, tmp_path, monkeypatch):
+    _, features = backfilled
+    theirs = shutil.copytree(REPOSITORY, tmp_path / "theirs")
+    settings = (theirs / "feature_store.yaml").read_text()
+    engine = "batch_engine:\n  type: watchrank.compute_engine.BlockComputeEngine\n"
+    assert engine in settings
+    (theirs / "feature_store.yaml").write_text(settings.replace(engine, ""))
+    at_once, in_blocks = (
+        open_store(repository, features, tmp_path / name)
+        for repository, name in ((theirs, "at_once"), (REPOSITORY, "in_blocks"))
+    )
+    materialise(at_once, NOON + 40 * MINUTE)
+
+    def whole(*_):
+        pytest.fail("all rows were read at once")
+
+    blocks: list[int] = []
+    write = SqliteOnlineStore.online_write_batch
+
+    def counted(self, config, table, data, progress):
+        if table.name == "user_statistics":
+            blocks.append(len(data))
+        return write(self, config, table, data, progress)
+
+    monkeypatch.setattr(IbisRetrievalJob, "to_arrow", whole)
+    monkeypatch.setattr(SqliteOnlineStore, "online_write_batch", counted)
+    in_blocks.config.materialization_config.online_write_batch_size = 5
+    materialise(in_blocks, NOON + 40 * MINUTE)
+    assert blocks == [5, 5, 2]
+    found, expected = (online_user_features(store, range(13)) for store in (in_blocks, at_once))
+    assert found["user_clicks_7d"].any()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
 
 
 def test_a_join_that_would_leak_backfills_is_refused(store):
