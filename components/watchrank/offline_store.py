@@ -2,9 +2,9 @@
 
 Feast pairs every row with *all* earlier feature rows of its entity, lists included, and then keeps the
 newest: 50 thousand requests took 105 s and 10 GB. Here an ASOF join finds the newest row's times first, and
-only then its values are fetched: 0.5 s and 0.4 GB for the same answer (a test compares the two). The times lie
-in a temporary table between the two: DuckDB keeps what the first joins took until a query ends, and runs the
-others short of memory.
+only then its values are fetched: 0.5 s and 0.4 GB for the same answer (a test compares the two). The times
+lie in a temporary table between the two: DuckDB keeps what the first joins took until a query ends, and runs
+the others short of memory.
 
 What may be known at a time is what was created by then. Backfilled rows are created long after their event
 timestamp, so the newest event is not that of the newest creation. But the newest event among all that was
@@ -29,6 +29,7 @@ from feast.types import Array
 from ibis.util import gen_name
 
 from watchrank.config import EngineSettings
+from watchrank.features.newest import newest_rows
 
 UTC_MICROSECONDS = "timestamp('UTC', 6)"
 
@@ -97,11 +98,7 @@ class AsOfOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             table[timestamp_field].between(ibis.literal(start_date), ibis.literal(end_date)),
             table[created_timestamp_column] <= ibis.literal(end_date),
         )
-        newest, keys = within, list(join_key_columns)
-        for time in times:
-            last = newest.group_by(keys).agg(newest[time].max().name(time))
-            keys.append(time)
-            newest = within.semi_join(last, keys)
+        newest = newest_rows(within, join_key_columns, times)
         return _job(newest.select(*join_key_columns, *feature_name_columns, *times), config, None)
 
 

@@ -270,6 +270,24 @@ def test_new_days_alone_are_computed_and_the_tables_are_those_of_a_full_build(
         assert rows_of(features, table.name) == rows_of(full, table.name), table.name
 
 
+def test_the_windows_of_a_new_day_reach_back_as_in_a_full_build(build, shown):
+    """A log that ends after 40 days, and a day more; about the start of each window there is much."""
+    midnight = NOON.replace(hour=0)
+    log = [
+        shown(
+            number % 5, number % 3, midnight + day * DAY + number * timedelta(minutes=7), number % 4 or None
+        )
+        for day in (11, 12, 13, 32, 33, 34, 38, 39, 40)
+        for number in range(205)
+    ]
+    build([row for row in log if row["timestamp"] < midnight + 40 * DAY])
+    features, full = build(log), build(log, into="full")
+    for table in ("video_statistics", "user_statistics"):
+        pairs = zip(rows_of(features, table), rows_of(full, table), strict=True)
+        assert not [pair for pair in pairs if pair[0] != pair[1]][:3], table
+    assert known(features, "video_statistics", midnight + 41 * DAY)[1]["video_impressions_28d"] > 400
+
+
 def test_a_video_of_another_channel_changes_the_lists_of_the_past(build, log, shown):
     """Its watches are of days that did not change."""
     features = build(log)

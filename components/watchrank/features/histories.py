@@ -15,6 +15,7 @@ import ibis.expr.types as ir
 from watchrank.engine import Engine
 from watchrank.features.files import files_until
 from watchrank.features.log import naive
+from watchrank.features.newest import newest_rows
 from watchrank.features.text import text_ids
 from watchrank.features.times import INSTANT, epoch_seconds
 from watchrank.schema import CREATED_TIMESTAMP, EVENT_TIMESTAMP, USER_ACTIVITY
@@ -75,11 +76,7 @@ def lists_before(con: Engine, features: Path, users: ir.Table, time: datetime) -
     rows = con.read_parquet(files_until(features, USER_ACTIVITY, time))
     newest = rows.filter(rows[EVENT_TIMESTAMP] <= ibis.literal(time, "timestamp('UTC')"))
     newest = newest.semi_join(users, "user_id")
-    keys = ["user_id"]
-    for stamp in (EVENT_TIMESTAMP, CREATED_TIMESTAMP):
-        last = newest.group_by(keys).agg(newest[stamp].max().name(stamp))
-        keys.append(stamp)
-        newest = newest.semi_join(last, keys)
+    newest = newest_rows(newest, ["user_id"], [EVENT_TIMESTAMP, CREATED_TIMESTAMP])
     lists = {name: _or_empty(newest[name]) for name in USER_ACTIVITY.names}
     return newest.select("user_id", time=(naive(time) - INSTANT).cast("timestamp"), **lists)
 
