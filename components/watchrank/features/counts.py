@@ -12,7 +12,7 @@ import ibis
 import ibis.expr.types as ir
 
 from watchrank.features.log import naive
-from watchrank.features.times import INSTANT, rounded, stamp
+from watchrank.features.times import rounded, stamp
 from watchrank.schema import DAY_SECONDS, STATISTICS_DAYS
 
 USER_STATISTICS_DAYS = 7
@@ -140,6 +140,8 @@ def _totals_before(
 ) -> ir.Table:
     """Stamp the events and add up, at each stamp, what came before.
 
+    What a window holds is all until its end less all until its start: running sums cost less than windows.
+
     Args:
         events: `key`, `time` and measures.
         key: the entity's column.
@@ -160,13 +162,24 @@ def _totals_before(
     rows = events.mutate(is_stamp=ibis.literal(False)).union(
         stamps.mutate(**dict.fromkeys(measures, _NONE), is_stamp=ibis.literal(True))
     )
+    in_turn = ibis.cumulative_window(group_by=key, order_by=["time", "is_stamp"])
+    sums = ibis.struct({name: rows[name].sum().over(in_turn) for name in measures})
+    summed = rows.select(key, "time", "is_stamp", sums=sums)
+
+    def until(days: int) -> ir.Value:
+        """Return the sums of all that came before the instant so many days ago."""
+        end = ibis.interval(microseconds=days * DAY_SECONDS * _MICROSECONDS + 1)
+        before = ibis.range_window(group_by=key, order_by="time", preceding=(None, end))
+        return summed.sums.last().over(before)
+
+    lengths = {days for _, days in totals.values() if days}
+    stamped = summed.mutate(**{f"until_{days}": until(days) for days in (0, *lengths)})
+    stamped = stamped.filter(stamped.is_stamp)
 
     def total(measure: str, days: int | None) -> ir.Value:
-        start = None if days is None else ibis.interval(seconds=days * DAY_SECONDS)
-        window = ibis.range_window(group_by=key, order_by="time", preceding=(start, INSTANT))
-        value = rows[measure].sum().over(window).fill_null(0)
+        value = stamped.until_0[measure]
+        if days:
+            value -= stamped[f"until_{days}"][measure].fill_null(0)
         return (value / _MICROSECONDS).cast("float32") if measure == "watch" else value.cast("int64")
 
-    sums = {name: total(measure, days) for name, (measure, days) in totals.items()}
-    summed = rows.select(key, "time", "is_stamp", **sums)
-    return summed.filter(summed.is_stamp).drop("is_stamp")
+    return stamped.select(key, "time", **{name: total(*what) for name, what in totals.items()})
