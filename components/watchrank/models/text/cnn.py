@@ -5,6 +5,7 @@ Retrieval, CIKM 2014, section 3: 300 maps, max over time, 128 outputs, all tanh.
 
 The convolution reads three stacked count vectors, 3 x 30,000 wide. Before its tanh it is linear, so each
 n-gram has a row for each place of the window, and a window is the sum of its words' rows for their places.
+Bias and tanh keep the order of windows, so they come after the largest is found.
 """
 
 import torch
@@ -25,7 +26,6 @@ class Cnn(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return [B, D]; in a text without words every map is -1, below what any window gives."""
-        maps = torch.tanh(self.bags(ids) + self.bias)  # [B, L, maps]
-        largest = maps.masked_fill(~present(ids).unsqueeze(2), -1.0).amax(1)
-        vector: Tensor = self.output(largest)
+        windows = self.bags(ids).masked_fill(~present(ids).unsqueeze(2), -torch.inf)  # [B, L, maps]
+        vector: Tensor = self.output(torch.tanh(windows.max(1).values + self.bias))
         return vector

@@ -46,8 +46,12 @@ class WordBags(nn.Module):
             return total
         known = rows > 0
         ends = F.pad(known.flatten(0, 1).sum(1).cumsum(0), (1, 0))
-        table, sparse = self.table.weight, self.table.sparse
-        sums = F.embedding_bag(rows[known], table, ends, mode="sum", sparse=sparse, include_last_offset=True)
+        rows = rows[known]
+        is_read = torch.zeros(self.table.num_embeddings, dtype=torch.bool, device=rows.device)
+        is_read[rows] = True
+        read = self.table(is_read.nonzero().squeeze(1))  # each once: a gradient by row has no row twice
+        places = is_read.cumsum(0) - 1
+        sums = F.embedding_bag(places[rows], read, ends, mode="sum", include_last_offset=True)
         return sums.view(*ids.shape[:2], -1)
 
     def _rows(self, ids: Tensor) -> Tensor:
