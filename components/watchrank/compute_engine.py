@@ -22,6 +22,8 @@ from feast.infra.registry.base_registry import BaseRegistry
 
 from watchrank.engine import DuckDB
 
+BLOCK_ROWS = 5_000
+
 
 class BlockComputeEngineConfig(LocalComputeEngineConfig):  # type: ignore[misc]
     """The settings of `BlockComputeEngine`: none."""
@@ -32,7 +34,7 @@ class BlockComputeEngineConfig(LocalComputeEngineConfig):  # type: ignore[misc]
 class BlockComputeEngine(LocalComputeEngine):  # type: ignore[misc]
     """Materialises views without transformations from `offline_store.AsOfOfflineStore`.
 
-    A block is `materialization.online_write_batch_size` rows of `feature_store.yaml`.
+    A block is `materialization.online_write_batch_size` rows of `feature_store.yaml`, or `BLOCK_ROWS`.
     """
 
     def _materialize_one(
@@ -46,7 +48,7 @@ class BlockComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         )
         rows = LocalSourceReadNode("rows", view.batch_source, columns)
         output = LocalOutputNode("output", view, inputs=[rows])
-        block = self.repo_config.materialization_config.online_write_batch_size
+        block = self.repo_config.materialization_config.online_write_batch_size or BLOCK_ROWS
         for batch in DuckDB(newest.table.get_backend()).batches(newest.table, block):
             context.node_outputs[rows.name] = ArrowTableValue(pa.Table.from_batches([batch]))
             output.execute(context)
