@@ -23,6 +23,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 from watchrank.engine import DuckDB
 
 BLOCK_ROWS = 5_000
+"""Rows that are read and written at once where Feast's setting says nothing."""
 
 
 class BlockComputeEngineConfig(LocalComputeEngineConfig):  # type: ignore[misc]

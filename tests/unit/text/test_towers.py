@@ -109,7 +109,8 @@ def test_sparse_gradients_are_those_of_the_rows_that_were_read():
     for model in (dense, sparse):
         model(ids_of(*TEXTS)).square().sum().backward()
     gradient = sparse.bags.table.weight.grad
-    assert gradient.is_sparse
+    rows = gradient._indices().flatten()
+    assert len(rows) == len(rows.unique()), "each row once: 1.5 GB otherwise in a step of 4,096 texts"
     torch.testing.assert_close(gradient.to_dense(), dense.bags.table.weight.grad)
 
 
