@@ -107,7 +107,7 @@ def test_sparse_gradients_are_those_of_the_rows_that_were_read():
     dense, sparse = tower(Cnn), tower(Cnn)
     sparse.bags.table.sparse = True
     for model in (dense, sparse):
-        model(ids_of(*TEXTS)).square().sum().backward()
+        model(ids_of(*TEXTS, *TEXTS)).square().sum().backward()
     gradient = sparse.bags.table.weight.grad
     rows = gradient._indices().flatten()
     assert len(rows) == len(rows.unique()), "each row once: 1.5 GB otherwise in a step of 4,096 texts"
