@@ -40,6 +40,9 @@ CHANNEL = [
 """Spread requests over every address that the server's name stands for; take tensors of any size; look for a
 server that is gone every second, as gRPC's own two minutes would hide that it is back."""
 
+UNCONNECTED = ("failed to connect", "connections to all backends")
+"""What gRPC says, beside others, when it has no connection: it never had one, or what it had broke."""
+
 RETRY_SECONDS = 0.05
 """Pause before the one retry of a request that the server did not get."""
 
@@ -148,7 +151,7 @@ class TritonClient:
                 raise DeploymentError(
                     f"{where} does not serve this model ({error.message()}); deploy a release that has it."
                 ) from None
-            case "StatusCode.UNAVAILABLE" if "failed to connect" in error.message().lower():
+            case "StatusCode.UNAVAILABLE" if any(said in error.message().lower() for said in UNCONNECTED):
                 raise DeploymentError(f"{where} cannot be reached; start it with `make serve`.") from None
             case _:
                 raise DeploymentError(f"{where} failed: {error.message()}") from None

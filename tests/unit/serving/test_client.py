@@ -1,6 +1,8 @@
 """The client against small servers that speak Triton's protocol."""
 
 import asyncio
+import socket
+import struct
 from contextlib import asynccontextmanager, suppress
 
 import grpc.aio
@@ -127,4 +129,22 @@ def test_a_server_that_is_not_there_is_named():
             await ask(client)
 
     with pytest.raises(DeploymentError, match=r"^Triton at 127.0.0.1:1 cannot be reached; start it with"):
+        asyncio.run(asked())
+
+
+def test_a_server_that_breaks_the_connection_is_named():
+    """As the system does for a process that is killed: with a reset."""
+
+    def reset(reader, writer):
+        at_once = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        writer.close()
+
+    async def asked():
+        server = await asyncio.start_server(reset, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, TritonClient(to(f"127.0.0.1:{port}")) as client:
+            await ask(client)
+
+    with pytest.raises(DeploymentError, match=r"cannot be reached; start it with"):
         asyncio.run(asked())
