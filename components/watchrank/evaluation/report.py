@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from watchrank.evaluation.page import BLUE, GREEN, GREY, ORANGE, svg, write_page
 from watchrank.training.fit import Epoch
@@ -65,6 +65,11 @@ def _calibration(axes: Axes, deciles: list[dict[str, Any]], true: list[dict[str,
             label="true mean",
         )
     axes.set(xlabel="predicted, s", ylabel="seconds", xscale="log", yscale="log")
+    ticks = (1, 2, 5) if limits[1] < 1_000 * limits[0] else (1,)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=ticks))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
     axes.legend(frameon=False)
 
 
