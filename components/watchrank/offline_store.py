@@ -3,8 +3,8 @@
 Feast pairs every row with *all* earlier feature rows of its entity, lists included, and then keeps the
 newest: 50 thousand requests took 105 s and 10 GB. Here an ASOF join finds the newest row's times first, and
 only then its values are fetched: 0.5 s and 0.4 GB for the same answer (a test compares the two). The times
-lie in a temporary table between the two: DuckDB keeps what the first joins took until a query ends, and runs
-the others short of memory.
+lie in a temporary table between the two: in one query for both, fetching took 2.5 times as long, and a
+third more memory.
 
 What may be known at a time is what was created by then. Backfilled rows are created long after their event
 timestamp, so the newest event is not that of the newest creation. But the newest event among all that was
